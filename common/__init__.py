@@ -1,0 +1,1 @@
+"""What all three projects share: each file is one topic, and none of them imports a project."""

@@ -1,0 +1,211 @@
+"""One thread that owns the model, and the queue in front of it.
+
+    batcher = MicroBatcher(done, max_batch=32, window_ms=5.0, queue=256)    # done(jobs) is called in its thread
+    batcher.start()
+    batcher.call(lambda: batcher.use(predictor.predict_rows)).result()
+    if batcher.reserve():                       # False: the queue is full
+        batcher.submit(Job([row], deadline))    # once decoded; job.results is filled when done(jobs) gets the job
+
+An idle thread takes what is there at once; batches form while it works. Only after a batch, and only while further
+accepted rows are still being decoded, it waits for them, `window_ms` at most.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+log = logging.getLogger(__name__)
+
+
+class ModelError(Exception):
+    """The model failed on this row. The cause is in the log, not in the message: the message goes to the client."""
+
+
+class Job:
+    """The rows of one request and, in the same order, their results: a dict each, or the exception that a row met.
+
+    A row that is an exception already (it could not be decoded) is its own result. `deadline` is in seconds of
+    time.monotonic(). Whoever waits for the job sets `abandoned` when the answer is no longer wanted.
+    """
+
+    __slots__ = ("abandoned", "batch", "deadline", "left", "results", "rows", "started_at")
+
+    def __init__(self, rows: list, deadline: float = math.inf):
+        self.deadline, self.abandoned = deadline, False
+        self.started_at, self.batch = 0.0, 0  # when its first batch started, and the rows in its last one
+        self.set_rows(rows)
+
+    def set_rows(self, rows: list) -> None:
+        self.rows = rows
+        self.results = [row if isinstance(row, Exception) else None for row in rows]
+        self.left = self.results.count(None)  # rows that wait for the model
+
+
+class MicroBatcher:
+    """Feeds `predict_rows(rows) -> list[dict]` from a bounded queue, in one thread, `max_batch` rows at most at a time.
+
+    Rows of abandoned jobs and of jobs whose deadline has passed are dropped before the forward pass and never reach
+    `done`; answering those clients in time is the business of whoever holds the clock. A batch that raises is tried
+    again row by row, once, so that only the bad row fails.
+    """
+
+    def __init__(
+        self, done: Callable[[list[Job]], None], *, max_batch: int = 32, window_ms: float = 5.0, queue: int = 256
+    ):
+        self._done, self._max_batch, self._window_s, self.places = done, max_batch, window_ms / 1000, queue
+        self._predict_rows: Callable[[list], list[dict]] | None = None
+        self._changed = threading.Condition()
+        self._rows: deque[tuple[Job, int]] = deque()
+        self._calls: deque[tuple[Callable, Future]] = deque()
+        self._reserved = 0  # rows accepted and not yet through the model: being decoded, queued or in the forward pass
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask the thread to end, wait for it; False if it is still busy after `timeout_s` seconds."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def use(self, predict_rows: Callable[[list], list[dict]]) -> None:
+        """From the next batch on, this is the model."""
+        self._predict_rows = predict_rows
+
+    def call(self, function: Callable[[], object]) -> Future:
+        """Run `function` in the model's thread, between two batches; its value or exception is in the future."""
+        future: Future = Future()
+        with self._changed:
+            self._calls.append((function, future))
+            self._changed.notify()
+        return future
+
+    @property
+    def full(self) -> bool:
+        return self._reserved >= self.places
+
+    @property
+    def depth(self) -> int:
+        """Rows accepted and not yet through the model."""
+        return self._reserved
+
+    def reserve(self, rows: int = 1) -> bool:
+        """Take places in the queue, before any work is spent on the rows; False if there are not so many left."""
+        with self._changed:
+            if self._reserved + rows > self.places:
+                return False
+            self._reserved += rows
+            return True
+
+    def release(self, rows: int) -> None:
+        """Give back places: of rows that are through the model, or will not be submitted after all."""
+        with self._changed:
+            self._reserved -= rows
+            self._changed.notify()
+
+    def submit(self, job: Job) -> None:
+        """Queue the rows of a job; a place for each must be reserved."""
+        with self._changed:
+            self._rows.extend((job, index) for index, result in enumerate(job.results) if result is None)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            with self._changed:
+                while not (self._rows or self._calls or self._stopped):
+                    busy = False
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                call = self._calls.popleft() if self._calls else None
+                batch = [] if call else self._take_batch(busy)
+            if call:
+                _answer_call(*call)
+            else:
+                self._work(batch)
+            busy = True
+
+    def _take_batch(self, busy: bool) -> list[tuple[Job, int]]:
+        until = time.monotonic() + self._window_s
+        # reserved but not queued: still being decoded, for no row is in the model now
+        while busy and len(self._rows) < min(self._max_batch, self._reserved) and not self._stopped:
+            if not self._changed.wait(until - time.monotonic()) or time.monotonic() >= until:
+                break
+        batch, now = [], time.monotonic()
+        while self._rows and len(batch) < self._max_batch:
+            job, index = self._rows.popleft()
+            if job.abandoned or job.deadline <= now:
+                self._reserved -= 1
+            else:
+                batch.append((job, index))
+        return batch
+
+    def _work(self, batch: list[tuple[Job, int]]) -> None:
+        now = time.monotonic()
+        for job, _ in batch:
+            job.started_at = job.started_at or now
+            job.batch = len(batch)
+        results = self._predict([job.rows[index] for job, index in batch])
+        if results is None:
+            results = [self._predict_alone(job, index, len(batch)) for job, index in batch]
+        finished = []
+        for (job, index), result in zip(batch, results, strict=True):
+            job.results[index] = result
+            job.left -= 1
+            if job.left == 0:
+                finished.append(job)
+        self.release(len(batch))
+        if finished:
+            self._done(finished)
+
+    def _predict(self, rows: list) -> list[dict | ModelError] | None:
+        """One result per row, or None if the model raised or miscounted (which goes to the log)."""
+        if not rows:
+            return []
+        try:
+            results = [checked(result) for result in self._predict_rows(rows)]
+            if len(results) != len(rows):
+                raise ModelError(f"the model gave {len(results)} results for {len(rows)} rows")
+            return results
+        except Exception:
+            log.exception("the model failed on a batch of %d", len(rows))
+            return None
+
+    def _predict_alone(self, job: Job, index: int, batch_size: int) -> dict | ModelError:
+        wanted = batch_size > 1 and not job.abandoned and job.deadline > time.monotonic()
+        results = self._predict([job.rows[index]]) if wanted else None
+        return ModelError("the model failed on this input") if results is None else results[0]
+
+
+def checked(result: object) -> dict | ModelError:
+    """The result, if it is a dict of plain values and finite numbers, else the ModelError that takes its place."""
+    if isinstance(result, dict) and _plain_and_finite(result):
+        return result
+    log.error("the model's answer is not a dict of plain, finite values: %.500r", result)
+    return ModelError("the model has no finite answer to this input")
+
+
+def _plain_and_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain_and_finite, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain_and_finite(item) for key, item in value.items())
+    return value is None or isinstance(value, (str, int))
+
+
+def _answer_call(function: Callable[[], object], future: Future) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)

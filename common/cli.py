@@ -1,0 +1,59 @@
+"""What every command of the house does alike: its help, and how it says what the user can mend.
+
+    def main(argv=None) -> None:
+        args = command_parser(__doc__).parse_args(argv)
+        ...
+
+    if __name__ == "__main__":
+        run(main)
+
+Reads the command line; writes help to standard output and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend; its text names the thing, the value found, the value wanted and the next step."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and ends each flag's help with its default, unless "(default: ..." is there."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = "(default:" in text or action.default is None or action.default is argparse.SUPPRESS
+        return text if told else f"{text} (default: %(default)s)"
+
+
+def command_parser(doc: str) -> argparse.ArgumentParser:
+    """Parser whose `--help` opens with the module docstring `doc`, which starts with an example that works."""
+    return argparse.ArgumentParser(description=doc.strip(), formatter_class=_Help)
+
+
+def check_flag(name: str, given: object, held: object, ckpt: object) -> None:
+    """A flag that repeats what the checkpoint (or the data) holds may be left out; given, it has to agree.
+
+    Raises UserError, naming both values, where it does not.
+    """
+    if given is not None and given != held:
+        raise UserError(f"--{name} {given}: {ckpt} has {held}; leave the flag out or pass {held}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main()`: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_say(f"error: {' '.join(str(error).splitlines())}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped", 130))
+
+
+def _say(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,161 @@
+"""One client's connection: bytes to requests, answers to bytes, and what a slow or rude client may cost.
+
+    loop.create_server(lambda: Connection(server), host, port)
+
+`server` gives `args`, `limits`, `connections`, `jobs`, `draining`, `pages`, and decides: `request_id(request)`,
+`refusal(request)` from the head alone, `accept(connection, body)` for a prediction; it calls `finish` with the answer.
+Everything here runs on the event loop. A client that closes its sending side counts as gone.
+"""
+
+import asyncio
+import json
+import time
+
+from common.batcher import Job
+from common.http_wire import CONTINUE, HttpError, Request, RequestParser, WireError, response
+
+LINGER_S = 1.0  # a client that gets its last answer may read it this long
+PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
+RETRY = (("Retry-After", "1"),)
+to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+class Connection(asyncio.Protocol):
+    """One client: its requests are answered one at a time, in order."""
+
+    def __init__(self, server):
+        self.server, self.parser = server, RequestParser(server.limits)
+        self.request: Request | None = None  # the head that is being answered
+        self.refusal: HttpError | None = None  # its answer, when that is known before the body
+        self.job: Job | None = None
+        self.req_id = ""
+        self.closing, self.writable, self.phase, self.expires = False, True, "", float("inf")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.server.connections.add(self)
+        if len(self.server.connections) > self.server.args.max_connections:
+            self.refuse(HttpError(503, "too many connections", RETRY))
+        self._watch_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        self.server.connections.discard(self)
+        if self.job:  # nobody waits for it any more: its queued rows are dropped
+            self.job.abandoned = True
+            self.server.jobs.discard(self.job)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:  # refused: what still arrives is dropped
+            return
+        self.parser.feed(data)
+        if (self.job or not self.writable) and self.parser.buffered > PAUSE_BYTES:
+            self.transport.pause_reading()
+        self.advance()
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.transport.resume_reading()
+        self.advance()
+
+    def advance(self) -> None:
+        """Handle what has arrived, up to the next prediction: its answer comes later."""
+        try:
+            while not (self.job or self.closing) and self.writable and self._step():
+                pass
+        except WireError as error:
+            self.refuse(error)
+        self._watch_time()
+
+    def _step(self) -> bool:
+        """One head or one body; False when bytes are missing."""
+        if self.request is None:
+            self.request = self.parser.read_head()
+            if self.request is not None:
+                self._begin(self.request)
+            return self.request is not None
+        body = self.parser.read_body()
+        if body is not None:
+            self._handle(body)
+        return body is not None
+
+    def _begin(self, request: Request) -> None:
+        self.req_id = self.server.request_id(request)
+        self.refusal = self.server.refusal(request)
+        if self.refusal:
+            self.parser.discard_body()
+        if request.expects_continue and not self.parser.buffered:
+            if self.refusal:
+                self.refuse(self.refusal)
+            else:
+                self.transport.write(CONTINUE)
+
+    def _handle(self, body: bytes) -> None:
+        try:
+            if self.refusal:
+                raise self.refusal
+            if page := self.server.pages.get(self.request.path):
+                self.send(200, page())
+            else:
+                self.job = self.server.accept(self, body)
+        except HttpError as error:
+            self.send(error.status, {"error": error.message}, error.headers)
+
+    def send(self, status: int, payload: dict, headers: tuple = ()) -> None:
+        request, keep_alive = self.request, self.request.keep_alive and not self.server.draining
+        data = response(
+            status,
+            to_json(payload).encode(),
+            headers=(("X-Request-ID", self.req_id), *headers),
+            keep_alive=keep_alive,
+            minor=request.minor,
+            head_only=request.method == "HEAD",
+        )
+        self.transport.write(data)
+        self.request = self.refusal = self.job = None
+        self.phase = ""
+        if not keep_alive:
+            self._hang_up()
+
+    def finish(self, status: int, payload: dict, headers: tuple = ()) -> None:
+        """Send the answer of the job, then go on with what was pipelined behind it."""
+        self.send(status, payload, headers)
+        self.transport.resume_reading()
+        self.advance()
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer a request that was not read to its end, and close."""
+        body = to_json({"error": error.message}).encode()
+        self.transport.write(response(error.status, body, headers=error.headers, keep_alive=False))
+        self.request = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Closing at once would destroy the answer if more bytes arrive, so: half-close, and wait for the client's."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.closing, self.expires = True, time.monotonic() + LINGER_S
+
+    def _watch_time(self) -> None:
+        """A phase has so many seconds as a whole: bytes that trickle in do not prolong it."""
+        args, phase = self.server.args, "idle"
+        if self.closing:
+            return
+        if self.job:
+            phase = "work"
+        elif not self.writable:
+            phase = "write"
+        elif self.request or self.parser.buffered:
+            phase = "body" if self.request else "head"
+        if phase != self.phase:
+            seconds = {"idle": args.idle_s, "head": args.head_s, "body": args.body_s, "write": args.body_s}
+            self.phase, self.expires = phase, time.monotonic() + seconds.get(phase, float("inf"))
+
+    def time_out(self) -> None:
+        if self.phase in ("head", "body") and not self.closing:
+            self.refuse(HttpError(408, f"the {self.phase} of the request did not arrive in time"))
+        else:
+            self.transport.abort()

@@ -1,0 +1,65 @@
+"""Figures of an evaluation, drawn where matplotlib is installed (`pip install ml-e2e[plots]`).
+
+    from common.report import confusion_figure, can_draw
+    if can_draw():
+        confusion_figure(matrix, classes, "runs/vision/confusion_matrix.png")
+
+Everything drawn is also in metrics.json, so nothing is lost without the extra.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def can_draw() -> bool:
+    """True where matplotlib can be imported."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def confusion_figure(matrix: Tensor, classes: list[str], path: str | Path) -> None:
+    """(C, C) counts, rows = truth → a picture shaded by the share of each row; counts are written up to 30 classes."""
+    side = max(4.0, 0.5 * len(classes) + 2)
+    figure, axes = _figure(side, side)
+    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= 60:
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 30:
+        for row, column in torch.nonzero(matrix).tolist():
+            shade = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, int(matrix[row, column]), ha="center", va="center", color=shade, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def reliability_figure(before: dict[str, Tensor], after: dict[str, Tensor], path: str | Path) -> None:
+    """Accuracy against confidence by bin (`meter.reliability_bins`), before and after temperature."""
+    figure, axes = _figure(4.5, 4.5)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="calibrated")
+    for bins, name in ((before, "before temperature"), (after, "after temperature")):
+        full = bins["count"] > 0
+        axes.plot(bins["confidence"][full].numpy(), bins["accuracy"][full].numpy(), marker="o", label=name)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def risk_figure(coverage: Tensor, risk: Tensor, path: str | Path) -> None:
+    """Error rate among the surest answers against the share answered (`meter.coverage_risk`)."""
+    figure, axes = _figure(4.5, 3.5)
+    axes.plot(coverage.numpy(), risk.numpy())
+    axes.set(xlabel="share answered", ylabel="error rate among them", xlim=(0, 1), ylim=(0, None))
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""Image classification from photos in class folders: `python -m project_vision_cls.train --help`."""

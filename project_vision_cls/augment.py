@@ -1,0 +1,90 @@
+"""Augmentation of whole batches, on their device, with torch's global generator.
+
+    x, target = augmented(pixels, labels, flags, mean, std, classes)
+
+What moves pixels works on uint8, a quarter of the memory of floats; light and contrast join the normalisation. Big
+temporary tensors are avoided: on the CPU it is the fresh memory that costs, not the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from project_vision_cls.data import to_input
+
+
+def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False) -> Tensor:
+    """Shift every photo by up to `pad` pixels each way (borders mirrored), and flip every other one, by chance.
+
+    pixels: (B, S, S, 3) uint8; the same comes back.
+    """
+    b, s, device = len(pixels), pixels.shape[1], pixels.device
+    whole = torch.int32 if b * s * s < 2**31 else torch.int64  # half the memory to write and read again
+    rows, columns = (_window(b, s, pad, flip, device).to(whole) for flip in (vflip, hflip))  # (B, S) each
+    photo = torch.arange(b, device=device, dtype=whole)[:, None, None] * (s * s)
+    index = photo + rows[:, :, None] * s + columns[:, None, :]
+    return pixels.reshape(-1, 3).index_select(0, index.view(-1)).view_as(pixels)
+
+
+def _window(b: int, s: int, pad: int, flip: bool, device: torch.device) -> Tensor:
+    """(B, S) source positions of a shifted, perhaps reversed axis, mirrored at both ends."""
+    position = torch.arange(s, device=device) + torch.randint(-pad, pad + 1, (b, 1), device=device)
+    position = (s - 1) - ((s - 1) - position.abs()).abs()
+    reverse = torch.rand(b, 1, device=device) < (0.5 if flip else 0.0)
+    return torch.where(reverse, position.flip(1), position)
+
+
+def erase(pixels: Tensor, share: float) -> Tensor:
+    """Gray out one square of side `share` * S at a random place of every photo (random erasing, Zhong et al. 2017).
+
+    The centre lies anywhere, so a square may reach over the border. pixels: (B, S, S, 3) uint8; the same comes back.
+    """
+    b, s, half = len(pixels), pixels.shape[1], int(share * pixels.shape[1] / 2)
+    pixels = pixels.clone()
+    for photo, (row, column) in zip(pixels.unbind(), torch.randint(0, s, (b, 2)).tolist(), strict=True):
+        photo[max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1] = 127
+    return pixels
+
+
+def light(b: int, strength: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, 1, 1, 1) each: contrast, a gain in 1 ± strength, and brightness, a shift in ± strength standard deviations."""
+    gain, shift = (torch.rand(2, b, 1, 1, 1, device=device) * 2 - 1) * strength
+    return 1 + gain, shift
+
+
+def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Blend every photo and its target with its neighbour's (Zhang et al. 2018). x (B, 3, S, S), target (B, C)."""
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    return x.roll(1, 0).lerp_(x, share), torch.lerp(target.roll(1, 0), target, share)
+
+
+def cutmix(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a box of the neighbour into each photo of x, targets by area (Yun et al. 2019); changes x itself.
+
+    x (B, 3, S, S), target (B, C).
+    """
+    s = x.shape[-1]
+    side = round(s * (1 - torch.rand(()).item()) ** 0.5)
+    top, left = torch.randint(0, s - side + 1, (2,)).tolist()
+    box = (..., slice(top, top + side), slice(left, left + side))
+    x[box] = x[box].roll(1, 0)
+    return x, torch.lerp(target, target.roll(1, 0), side * side / (s * s))
+
+
+def augmented(
+    pixels: Tensor, labels: Tensor, flags: argparse.Namespace, mean: list[float], std: list[float], classes: int
+) -> tuple[Tensor, Tensor]:
+    """(B, S, S, 3) uint8, (B,) → input (B, 3, S, S) and target (B, classes), both float32."""
+    pixels = crop_flip(pixels, round(flags.crop * pixels.shape[1]), flags.hflip, flags.vflip)
+    if flags.erase:
+        pixels = erase(pixels, flags.erase)
+    gain, shift = light(len(pixels), flags.light, pixels.device) if flags.light else (1.0, 0.0)
+    x = to_input(pixels, mean, std, gain, shift)
+    target = F.one_hot(labels, classes).float()
+    if flags.cutmix and torch.rand(()).item() < flags.cutmix:
+        return cutmix(x, target)
+    return mixup(x, target, flags.mixup) if flags.mixup else (x, target)

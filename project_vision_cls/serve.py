@@ -1,0 +1,60 @@
+"""python -m project_vision_cls.serve --ckpt runs/vision/best.pt --port 8080
+
+    curl -s localhost:8080/predict -d "{\\"image_base64\\": \\"$(base64 -w0 photo.jpg)\\"}"
+
+Answers POST /predict with pred, label, prob and the top five; GET /health, /live and /ready. One JSON line a request
+goes to --request_log where it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import io
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.cli import command_parser, run
+from common.server_microbatch import Route, add_server_flags, run_server
+from project_vision_cls.decode import PhotoError
+from project_vision_cls.inference import Predictor
+
+
+class Photos:
+    """What the server asks of a model: the Predictor, with photos as base64 text."""
+
+    def __init__(self, predictor: Predictor):
+        self.model_id, self.predict_rows = predictor.model_id, predictor.predict_rows
+        self.check_golden, self.predictor = predictor.check_golden, predictor
+        buffer = io.BytesIO()
+        Image.fromarray(predictor.example).save(buffer, "PNG")
+        self.example = base64.b64encode(buffer.getvalue()).decode()
+
+    def decode(self, text: object) -> np.ndarray:
+        """Base64 of a photo's file, with or without a data: prefix → (S, S, 3) uint8; ValueError in words."""
+        if not isinstance(text, str):
+            raise PhotoError(f"image_base64 is a {type(text).__name__}, wanted the base64 text of a photo's file")
+        try:
+            data = base64.b64decode(text.partition(";base64,")[2] or text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise PhotoError(f"image_base64 is not base64: {error}") from error
+        return self.predictor.decode(data)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--ckpt", default="runs/vision/best.pt", help="checkpoint to serve")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    add_server_flags(parser, port=8080)
+    args: argparse.Namespace = parser.parse_args(argv)
+    route = Route("/predict", key="image_base64", list_key="images_base64")
+    sys.exit(run_server(lambda: Photos(Predictor.load(args.ckpt, args.device)), route, args))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,299 @@
+"""python -m project_vision_cls.train --train_root data/vision/train --preset accurate
+
+Reads photos from --train_root/<class>/** and --val_root/<class>/**. Writes to --run_dir: best.pt (the weights that
+evaluation and serving use), last.pt (to go on with --resume after an interruption, bit for bit), train.jsonl (a line
+an epoch), metrics.json, data_manifest.json and data_files.csv (what the photos are, which were skipped and why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, load_ckpt, replace_file, save_ckpt
+from common.cli import UserError, check_flag, command_parser, run
+from common.log import JsonlLogger, Progress, plain, provenance
+from common.meter import AverageMeter, nll, temperature
+from common.muon import Muon
+from common.run_dir import claim_run_dir
+from common.seed import seed_all
+from project_vision_cls.augment import augmented
+from project_vision_cls.data import ImageFolder, channel_stats, load_splits, make_loader
+from project_vision_cls.inference import Predictor
+from project_vision_cls.manifest import tell, write_manifest
+from project_vision_cls.model import build_model
+
+PRESETS = {
+    "quick": {},  # the flags' own defaults
+    "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0},
+}
+PHOTOS_SEEN = 350_000  # by `--epochs 0`, augmented copies counted
+NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  # may differ when a run goes on
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    args = parse(argv)
+    with claim_run_dir(args.run_dir, args.resume) as run_dir:
+        train(args, run_dir)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Flags, with those of --preset as defaults: a flag that is given wins."""
+    parser = command_parser(__doc__)
+    add, toggle = parser.add_argument, argparse.BooleanOptionalAction
+    data = parser.add_argument_group("data").add_argument
+    data("--train_root", default="data/vision/train", help="folder with one folder of photos a class")
+    data("--val_root", help="the same for validation (default: val, valid or validation beside --train_root)")
+    data("--val_fraction", type=float, default=0.15, help="share held out where there is no validation folder")
+    data("--num_classes", type=int, help="checked against the class folders when given")
+    data(
+        "--img_size", type=int, default=0, help="pixels a side, up to 224 (default: 32, 64 or 128, as suits the photos)"
+    )
+    data("--cache_dir", default="runs/cache", help="where decoded photos are kept; may be deleted at any time")
+    data("--workers", type=int, default=0, help="loader processes; 0 reads the cache in this one")
+    data("--strict", action=toggle, default=False, help="stop at unreadable photos in place of skipping them")
+    data("--balanced", action=toggle, default=False, help="draw every class equally often")
+    data("--class_weights", action=toggle, default=False, help="weigh the loss by 1 / class frequency")
+    look = parser.add_argument_group("augmentation").add_argument
+    look("--crop", type=float, default=0.125, help="largest shift, as a share of the side")
+    look("--hflip", action=toggle, default=True, help="mirror left and right by chance")
+    look("--vflip", action=toggle, default=False, help="mirror top and bottom by chance")
+    look("--light", type=float, default=0.2, help="largest change of contrast and brightness, in standard deviations")
+    look("--erase", type=float, default=0.0, help="side of a grayed-out square, as a share of the side; 0 is off")
+    look("--mixup", type=float, default=0.0, help="alpha of mixup; 0 is off")
+    look("--cutmix", type=float, default=0.0, help="chance of cutmix for a batch")
+    look("--label_smoothing", type=float, default=0.1, help="share of the target spread over all classes")
+    net = parser.add_argument_group("model and optimisation").add_argument
+    net("--preset", choices=PRESETS, default="quick", help="accurate: some 10 minutes on 2 cores, for real photos")
+    net("--arch", choices=["resnet", "cnn"], default="resnet", help="SmallResNet or SmallCNN")
+    net("--width", type=int, default=16, help="channels of the first block")
+    net("--depth", type=int, default=3, help="blocks of SmallCNN")
+    net("--epochs", type=int, default=20, help=f"passes over the train set; 0: until {PHOTOS_SEEN} photos are seen")
+    net("--bs", type=int, default=128, help="photos per step")
+    net("--accumulate", type=int, default=1, help="steps whose gradients make one update")
+    net(
+        "--optimizer", choices=["muon", "adamw"], default="muon", help="muon: for convolutions, with AdamW for the rest"
+    )
+    net("--lr", type=float, default=3e-4, help="peak learning rate")
+    net("--warmup", type=float, default=0.2, help="share of the steps over which the rate rises; then it falls to 0")
+    net("--weight_decay", type=float, default=0.05, help="decoupled weight decay, times the learning rate")
+    net("--clip", type=float, default=1.0, help="largest gradient norm; 0 is off")
+    net("--ema", action=toggle, default=True, help="evaluate, save and serve an average of the weights")
+    net("--ema_decay", type=float, default=0.998, help="decay of that average, per update")
+    net("--patience", type=int, default=5, help="epochs without improvement before stopping; 0 never stops")
+    net("--amp", action=toggle, default=True, help="mixed precision on CUDA")
+    net("--cpu_bf16", action=toggle, default=False, help="bf16 on the CPU too (slower on most)")
+    add("--seed", type=int, default=42, help="of weights, order, augmentation and the validation split")
+    add("--deterministic", action=toggle, default=False, help="refuse CUDA kernels that do not repeat")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    add("--run_dir", default="runs/vision", help="where everything is written")
+    add("--resume", action=toggle, default=False, help="go on with the run in --run_dir")
+    parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, low, high in [("img_size", 0, 224), ("bs", 1, 65536), ("epochs", 0, 10**6), ("accumulate", 1, 10**4)]:
+        if not low <= getattr(args, name) <= high:
+            raise UserError(f"--{name} {getattr(args, name)}: wanted {low} to {high}")
+    for name in ("val_fraction", "label_smoothing", "cutmix", "erase", "crop", "warmup"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: wanted a share from 0 to below 1")
+    if not args.lr > 0:
+        raise UserError(f"--lr {args.lr}: wanted a positive number")
+
+
+def train(args: argparse.Namespace, run_dir: Path) -> None:
+    """One run, from photos to best.pt; `args` as `parse` gives them."""
+    start, device = time.monotonic(), torch.device(args.device)
+    seed_all(args.seed, args.deterministic)
+    train_set, val_set = load_data(args)
+    manifest = write_manifest(run_dir, {"train": train_set, "val": val_set})
+    tell(manifest)
+    config, assets = describe(args, train_set, val_set)
+    base = {"project": "vision", "config": config, "provenance": provenance(args.seed, manifest["data_version"])}
+    classes, epochs, (mean, std) = len(train_set.classes), config["epochs"], assets["normaliser"].values()
+
+    model = build_model(config, classes).to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(args, model)
+    scaler = AmpScaler(device, args.amp, args.cpu_bf16, args.clip)
+    ema = EMA(model, args.ema_decay) if args.ema else None
+    stopper = EarlyStopper(args.patience, mode="max")
+    loader = make_loader(train_set, args.bs, True, args.workers, True, chances(train_set) if args.balanced else None)
+    class_weights = balanced_weights(train_set).to(device) if args.class_weights else None
+    history = restore(run_dir, base, model, optimizer, scaler, ema, stopper) if args.resume else []
+    log = JsonlLogger(run_dir / "train.jsonl")
+
+    for epoch in range(len(history), epochs):
+        if stopper.should_stop:
+            break
+        seed_all(args.seed + epoch)  # so that a resumed run draws what the uninterrupted one drew
+        model.train()
+        meter, began = AverageMeter(), time.monotonic()
+        progress = Progress(len(loader), f"epoch {epoch + 1}/{epochs}, steps")
+        for i, (pixels, labels) in enumerate(loader):
+            step = epoch * len(loader) + i
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * rate(step, epochs * len(loader), args.warmup)
+            x, target = augmented(pixels.to(device), labels.to(device), args, mean, std, classes)
+            with scaler.autocast():
+                logits = model(x).float()
+                loss = F.cross_entropy(logits, target, class_weights, label_smoothing=args.label_smoothing)
+            update = (i + 1) % args.accumulate == 0 or i + 1 == len(loader)
+            scaler.step(loss, optimizer, model.parameters(), step, args.accumulate, update)
+            if ema and update:
+                ema.update(model)
+            meter.update(loss.detach(), len(x))
+            progress.update()
+        progress.close()
+
+        seconds = time.monotonic() - began
+        average = ema.module if ema else model  # what is validated, saved as best and served
+        predictor = Predictor(average, {**assets, "temperature": 1.0}, device)
+        scores, val_logits = validate(predictor, val_set, args.bs)
+        # equal accuracies are common on a small validation set: the lower loss decides between them
+        better = stopper.update(scores["val_acc"] - 1e-6 * min(scores["val_loss"], 10.0))
+        line = {"epoch": epoch + 1, "loss": meter.avg, **scores, "lr": group["lr"], "best": better}
+        history.append(plain({**line, "img_per_s": meter.count / seconds, "seconds": seconds}))
+        log.log(history[-1])
+        ckpt = {**base, "epoch": epoch + 1, "metrics": scores, "model": average.state_dict()}
+        if better:
+            save_ckpt(run_dir / "best.pt", {**ckpt, **calibrated(predictor, val_set, val_logits)})
+        state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
+        opt = {name: part.state_dict() for name, part in state.items() if part} | {"history": history}
+        save_ckpt(run_dir / "last.pt", {**ckpt, **calibrated(predictor, val_set, val_logits), "opt": opt})
+        say(history[-1], epochs)
+    log.close()
+    finish(run_dir, history, time.monotonic() - start)
+
+
+def load_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
+    """Train and validation photos as the flags ask for."""
+    options = {"img_size": args.img_size, "cache_dir": args.cache_dir, "strict": args.strict}
+    train_set, val_set = load_splits(args.train_root, args.val_root, args.val_fraction, args.seed, **options)
+    check_flag("num_classes", args.num_classes, len(train_set.classes), args.train_root)
+    return train_set, val_set
+
+
+def describe(args: argparse.Namespace, train_set: ImageFolder, val_set: ImageFolder) -> tuple[dict, dict]:
+    """The config (flags with what was worked out for them) and the assets that a checkpoint carries."""
+    epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 300)
+    found = {"img_size": train_set.img_size, "epochs": epochs, "val_root": str(val_set.root)}
+    config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
+    mean, std = channel_stats(train_set)
+    normaliser = {"mean": mean, "std": std}
+    return config, {"classes": train_set.classes, "normaliser": normaliser, "img_size": train_set.img_size}
+
+
+def make_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Weight decay is for matrices and kernels; norms and biases go without."""
+    if args.optimizer == "muon":
+        return Muon(model.named_parameters(), args.lr, args.weight_decay)
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99))
+
+
+def rate(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at `step` of `total`: up over the share `warmup` of them, then down to 0."""
+    done = (step + 1) / (total + 1)
+    return done / warmup if done < warmup else (1 - done) / (1 - warmup)
+
+
+def chances(photos: ImageFolder) -> Tensor:
+    """(n,) chance of every photo that draws each class equally often."""
+    return balanced_weights(photos)[photos.labels]
+
+
+def balanced_weights(photos: ImageFolder) -> Tensor:
+    """(C,) weights in inverse proportion to the class counts; their mean over the photos is 1."""
+    counts = torch.bincount(photos.labels, minlength=len(photos.classes)).clamp(min=1)
+    return len(photos) / (len(photos.classes) * counts.float())
+
+
+def validate(predictor: Predictor, photos: ImageFolder, bs: int) -> tuple[dict, Tensor]:
+    """Scores and logits (n, C). A photo of a class that is not in the train set counts as wrong, and has no loss."""
+    logits = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, bs)])
+    known = photos.labels >= 0
+    accuracy = (logits.argmax(dim=1) == photos.labels).double().mean().item()
+    return {"val_loss": float(nll(logits[known], photos.labels[known])), "val_acc": accuracy}, logits
+
+
+def calibrated(predictor: Predictor, val_set: ImageFolder, logits: Tensor) -> dict:
+    """What a checkpoint holds beyond the weights, from the validation logits (n, C).
+
+    The temperature, the reference that monitoring compares with, and golden inputs with their probabilities.
+    """
+    known = val_set.labels >= 0
+    predictor.assets = {**predictor.assets, "temperature": temperature(logits[known], val_set.labels[known])}
+    probs = (logits.double() / predictor.assets["temperature"]).softmax(dim=1)
+    confidence, pred = probs.max(dim=1)
+    reference = {
+        "pred_counts": torch.bincount(pred, minlength=probs.shape[1]).tolist(),
+        "confidence": confidence[:: max(1, len(confidence) // 1000)].tolist(),
+    }
+    pixels = val_set[np.linspace(0, len(val_set) - 1, 4).astype(int).tolist()][0]
+    golden = {"pixels": pixels, "probs": predictor.probabilities(pixels)}
+    return {"assets": predictor.assets, "reference": reference, "golden": golden}
+
+
+def restore(run_dir: Path, base: dict, model, optimizer, scaler, ema, stopper) -> list[dict]:
+    """Load last.pt into all that trains; returns its history, and cuts train.jsonl back to it.
+
+    Raises UserError, naming each difference, where the flags or the photos are not those of the run.
+    """
+    held = load_ckpt(run_dir / "last.pt", project="vision")
+    versions = [ckpt["provenance"]["data_version"] for ckpt in (held, base)]
+    changed = {key: (held["config"].get(key), value) for key, value in base["config"].items()}
+    changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]} | (
+        {} if versions[0] == versions[1] else {"data_version": versions}
+    )
+    if changed:
+        told = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        raise UserError(f"--resume: {run_dir}/last.pt is of another run ({told}); pass its flags, or start anew")
+    opt = held["opt"]
+    for name, part in {
+        "model": model,
+        "optimizer": optimizer,
+        "scaler": scaler,
+        "ema": ema,
+        "stopper": stopper,
+    }.items():
+        if part:
+            part.load_state_dict(opt[name])
+    lines = "".join(json.dumps(line) + "\n" for line in opt["history"])
+    replace_file(run_dir / "train.jsonl", lambda file: file.write(lines.encode()))
+    return opt["history"]
+
+
+def say(line: dict, epochs: int) -> None:
+    """One epoch, one line; a star marks the best so far."""
+    print(
+        f"epoch {line['epoch']}/{epochs}  loss {line['loss']:.3f}  val_loss {line['val_loss']:.3f}  "
+        f"val_acc {line['val_acc']:.2%}{' *' if line['best'] else ''}  {line['img_per_s']:.0f} photos/s",
+        flush=True,
+    )
+
+
+def finish(run_dir: Path, history: list[dict], seconds: float) -> None:
+    """Write metrics.json and say what was reached and where it lies."""
+    best = max(history, key=lambda line: line["epoch"] if line["best"] else 0)
+    metrics = {"train": {"best_epoch": best["epoch"], "epochs": len(history), "seconds": seconds, **best}}
+    text = json.dumps(metrics, indent=1) + "\n"
+    replace_file(run_dir / "metrics.json", lambda file: file.write(text.encode()))
+    print(f"best: epoch {best['epoch']}, val_acc {best['val_acc']:.2%}, {seconds:.0f} s → {run_dir}/best.pt")
+    print(f"next: python -m project_vision_cls.eval --ckpt {run_dir}/best.pt")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,57 @@
+"""Photos small enough to train on in seconds, and one trained run that many tests read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+def patch(colour: tuple[int, int, int], size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A noisy patch of a colour, (width, height) pixels."""
+    pixels = np.array(colour) + rng.normal(0, 60, (size[1], size[0], 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def make_colour_photos(root: Path, counts: dict[str, int], size: int = 32, seed: int = 0) -> None:
+    """`root/<split>/<colour>/N.png`: patches that are learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    for split, count in counts.items():
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                patch(colour, (size, size), rng).save(folder / f"{i}.png")
+
+
+def python(*args: object, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    """Run `python -m <args>` as a user would, one thread, and give back its output."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-m", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="session")
+def colour_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train (20 a class), val (8) and test (6)."""
+    root = tmp_path_factory.mktemp("photos")
+    make_colour_photos(root, {"train": 20, "val": 8, "test": 6})
+    return root
+
+
+@pytest.fixture(scope="session")
+def colour_run(colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a short training on `colour_photos`."""
+    run_dir = tmp_path_factory.mktemp("runs") / "vision"
+    flags = ["--epochs", 6, "--bs", 8, "--lr", 1e-2, "--width", 4, "--cache_dir", run_dir.parent / "cache"]
+    done = python("project_vision_cls.train", "--train_root", colour_photos / "train", "--run_dir", run_dir, *flags)
+    assert done.returncode == 0, done.stderr
+    return run_dir
