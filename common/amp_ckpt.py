@@ -107,7 +107,7 @@ class AmpScaler:
 
 def _not_finite(step: int, what: str, value: float) -> str:
     return (
-        f"step {step}: the {what} is {value}, wanted a finite number; nothing was updated, and the last whole "
+        f"step {step}: the {what} is {value}, a finite number is wanted; nothing was updated, and the last whole "
         "epoch is in last.pt. Try a lower --lr or --no-amp, or look at the input of this step"
     )
 

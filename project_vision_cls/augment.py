@@ -23,6 +23,7 @@ def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False)
     pixels: (B, S, S, 3) uint8; the same comes back.
     """
     b, s, device = len(pixels), pixels.shape[1], pixels.device
+    pad = min(pad, s - 1)  # there is no more to mirror
     whole = torch.int32 if b * s * s < 2**31 else torch.int64  # half the memory to write and read again
     rows, columns = (_window(b, s, pad, flip, device).to(whole) for flip in (vflip, hflip))  # (B, S) each
     photo = torch.arange(b, device=device, dtype=whole)[:, None, None] * (s * s)
@@ -51,7 +52,7 @@ def erase(pixels: Tensor, share: float) -> Tensor:
 
 
 def light(b: int, strength: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, 1, 1, 1) each: contrast, a gain in 1 ± strength, and brightness, a shift in ± strength standard deviations."""
+    """(B, 1, 1, 1) each: contrast, a gain in 1 ± strength, and brightness, a shift in ± strength deviations."""
     gain, shift = (torch.rand(2, b, 1, 1, 1, device=device) * 2 - 1) * strength
     return 1 + gain, shift
 
@@ -59,7 +60,7 @@ def light(b: int, strength: float, device: torch.device) -> tuple[Tensor, Tensor
 def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Blend every photo and its target with its neighbour's (Zhang et al. 2018). x (B, 3, S, S), target (B, C)."""
     share = torch.distributions.Beta(alpha, alpha).sample().item()
-    return x.roll(1, 0).lerp_(x, share), torch.lerp(target.roll(1, 0), target, share)
+    return _neighbours(x).lerp_(x, share), torch.lerp(_neighbours(target), target, share)
 
 
 def cutmix(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +72,13 @@ def cutmix(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     side = round(s * (1 - torch.rand(()).item()) ** 0.5)
     top, left = torch.randint(0, s - side + 1, (2,)).tolist()
     box = (..., slice(top, top + side), slice(left, left + side))
-    x[box] = x[box].roll(1, 0)
-    return x, torch.lerp(target, target.roll(1, 0), side * side / (s * s))
+    x[box] = _neighbours(x[box])
+    return x, torch.lerp(target, _neighbours(target), side * side / (s * s))
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Every item's predecessor, in memory like that of x, which `roll` does not promise."""
+    return torch.cat([x[-1:], x[:-1]])
 
 
 def augmented(

@@ -59,14 +59,25 @@ class ImageFolder(Dataset):
         self.classes = classes or sorted(set(names))
         label = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([label.get(name, -1) for name in names])
-        self.unknown_classes = dict(Counter(name for name in names if name not in label))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
         """Pixels (S, S, 3) and a label, or for a list of indices (B, S, S, 3) and (B,)."""
-        return torch.from_numpy(np.array(self.images[self.rows[index]])), self.labels[index]
+        return torch.from_numpy(np.take(self.images, self.rows[index], axis=0)), self.labels[index]
+
+    def __getstate__(self) -> dict:
+        """For loader workers that are not forked: the memory map goes by its file, not by its content."""
+        return {**self.__dict__, "images": self.images.filename}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, images=np.load(state["images"], mmap_mode="r"))
+
+    @property
+    def unknown_classes(self) -> dict[str, int]:
+        """Classes of items with label -1, and how many there are."""
+        return dict(Counter(class_of(self.records[row]["path"]) for row in self.rows[self.labels.numpy() < 0]))
 
     @property
     def paths(self) -> list[str]:
@@ -80,9 +91,16 @@ class ImageFolder(Dataset):
         return part
 
     def thumbs(self) -> np.ndarray:
-        """(n, 16, 16, 3) uint8: every item by its nearest 16 x 16 pixels."""
-        grid = np.arange(16) * self.img_size // 16 + self.img_size // 32
-        return self.images[self.rows[:, None, None], grid[:, None], grid]
+        """(n, 8, 8, 3) uint8: every item, averaged over 8 x 8 cells."""
+        edges = np.arange(8) * self.img_size // 8
+        area = np.diff([*edges, self.img_size])
+        area = (area[:, None] * area)[:, :, None]
+        small = np.empty((len(self), 8, 8, 3), np.uint8)
+        for start in range(0, len(self), 256):
+            pixels = self.images[self.rows[start : start + 256]]
+            columns = np.add.reduceat(pixels, edges, axis=2, dtype=np.uint32)
+            small[start : start + 256] = np.add.reduceat(columns, edges, axis=1) // area
+        return small
 
 
 def class_of(path: str) -> str:
@@ -143,13 +161,15 @@ def load_splits(
 def split(photos: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
     """Hold out `fraction` of every class, seeded; duplicates and near-duplicates stay on one side.
 
-    Every class keeps at least one photo for training. Raises UserError where nothing is left to hold out.
+    Every class keeps at least one photo for training. What was skipped or passed over is told with the training part.
+    Raises UserError where nothing is left to hold out.
     """
     rng = np.random.default_rng(seed)
     groups = defaultdict(list)
     for index, group in enumerate(groups_of([photos])):
         groups[group].append(index)
-    wanted = {c: round(fraction * int((photos.labels == c).sum())) for c in range(len(photos.classes))}
+    sizes = Counter(photos.labels.tolist())
+    wanted = {label: min(round(fraction * n), n - 1) for label, n in sizes.items()}
     held: list[int] = []
     for members in (list(groups.values())[i] for i in rng.permutation(len(groups))):
         counts = Counter(photos.labels[members].tolist())
@@ -159,8 +179,9 @@ def split(photos: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder,
                 wanted[label] -= n
     if not held:
         raise UserError(f"{photos.root}: too few photos to hold out {fraction:.0%}; add photos or pass --val_root")
-    rest = np.setdiff1d(np.arange(len(photos)), held)
-    return photos.take(rest), photos.take(sorted(held))
+    val = photos.take(sorted(held))
+    val.skipped, val.ignored = [], {}
+    return photos.take(np.setdiff1d(np.arange(len(photos)), held)), val
 
 
 def make_loader(
@@ -219,6 +240,13 @@ def to_input(
 
 def channel_stats(photos: ImageFolder, sample: int = 5000) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of R, G, B in [0, 1] over at most `sample` evenly spaced photos."""
-    pixels = photos.images[photos.rows[:: max(1, len(photos) // sample)]].reshape(-1, 3) / np.float32(255)
-    std = pixels.std(axis=0, dtype=np.float64).clip(min=1 / 255)  # a set of flat pictures must not divide by zero
-    return pixels.mean(axis=0, dtype=np.float64).tolist(), std.tolist()
+    rows = photos.rows[:: -(-len(photos) // sample)]
+    counts = np.zeros((3, 256))  # of each value, so that a few photos are in memory at a time, and sums are exact
+    for start in range(0, len(rows), 64):
+        values = photos.images[rows[start : start + 64]].reshape(-1, 3)
+        counts += [np.bincount(channel, minlength=256) for channel in values.T]
+    level = np.arange(256) / 255
+    mean = counts @ level / counts.sum(axis=1)
+    variance = (counts * (level - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+    std = np.sqrt(variance).clip(min=1 / 255)  # a set of flat pictures must not divide by zero
+    return mean.tolist(), std.tolist()

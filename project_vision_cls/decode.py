@@ -87,15 +87,15 @@ def _file_size(path: str | Path) -> int:
 def decode(source: str | Path | bytes | Image.Image, size: int) -> np.ndarray:
     """Photo → (size, size, 3) uint8 RGB, upright, the aspect ratio given up so that nothing is cut off.
 
-    A large JPEG is decoded at a fraction of its size (`Image.draft`), never below 2 * `size`. A PIL image stays as it is;
-    one that came from a JPEG file and is not loaded yet gives the same pixels as the file.
+    A large JPEG is decoded at a fraction of its size (`Image.draft`), never below 2 * `size`. A PIL image keeps its
+    size; one that came from a JPEG file and is not loaded yet gives the same pixels as the file.
     Raises PhotoError with the reason where the photo cannot be read whole.
     """
     if isinstance(source, Image.Image):
         content = _jpeg_content(source)
-        return _pixels(source, size) if content is None else decode(content, size)
+        return read_pixels(source, size, draft=False) if content is None else decode(content, size)
     with open_photo(source) as image:
-        return _pixels(image, size, draft=True)
+        return read_pixels(image, size)
 
 
 def _jpeg_content(image: Image.Image) -> bytes | None:
@@ -109,7 +109,8 @@ def _jpeg_content(image: Image.Image) -> bytes | None:
     return content
 
 
-def _pixels(image: Image.Image, size: int, draft: bool = False) -> np.ndarray:
+def read_pixels(image: Image.Image, size: int, draft: bool = True) -> np.ndarray:
+    """`decode` for what `open_photo` gave; with `draft`, a JPEG may come out of it at a fraction of its size."""
     try:
         if draft:
             image.draft(None, (2 * size, 2 * size))  # at `size` itself it would alias, by 60 levels at worst

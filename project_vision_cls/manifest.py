@@ -8,9 +8,11 @@ Writes `data_manifest.json` (counts, sizes, duplicates, what was skipped) and `d
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,13 +46,18 @@ def write_manifest(run_dir: Path, sets: dict[str, ImageFolder]) -> dict:
     }
     text = json.dumps(manifest, indent=1) + "\n"
     replace_file(run_dir / "data_manifest.json", lambda file: file.write(text.encode()))
-    with open(run_dir / "data_files.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file)
-        table.writerow(["split", "path", "width", "height", "sha256", "dhash", "error"])
-        skipped = [(name, record) for name, photos in sets.items() for record in photos.skipped]
-        for name, record in [*rows, *skipped]:
-            table.writerow([name, *(record[key] for key in ("path", "width", "height", "sha256", "dhash", "error"))])
+    skipped = [(name, record) for name, photos in sets.items() for record in photos.skipped]
+    replace_file(run_dir / "data_files.csv", lambda file: _write_table(file, [*rows, *skipped]))
     return manifest
+
+
+def _write_table(file: BinaryIO, rows: list[tuple[str, dict]]) -> None:
+    text = io.TextIOWrapper(file, newline="", encoding="utf-8", errors="surrogateescape")  # names as they are on disk
+    table = csv.writer(text)
+    columns = ("path", "width", "height", "sha256", "phash", "error")
+    table.writerow(["split", *columns])
+    table.writerows([name, *(record[key] for key in columns)] for name, record in rows)
+    text.detach()
 
 
 def _class_counts(sets: dict[str, ImageFolder]) -> dict[str, dict[str, int]]:
@@ -87,24 +94,35 @@ def _duplicates(rows: list[tuple[str, dict]], group_of: list[int]) -> dict:
 
 def tell(manifest: dict) -> None:
     """What the scan found, in a few lines; the rest is in the manifest."""
-    photos = ", ".join(f"{n} {name}" for name, n in manifest["photos"].items())
-    print(f"{photos} photos of {len(manifest['classes'])} classes at {manifest['img_size']} px")
+    lines = [", ".join(f"{n} {name}" for name, n in manifest["photos"].items())]
+    lines[0] += f" photos of {len(manifest['classes'])} classes at {manifest['img_size']} px"
     for split, ignored in manifest["ignored"].items():
-        print(f"{split}: passed over {', '.join(f'{n} {what}' for what, n in ignored.items())}")
+        lines.append(f"{split}: passed over {_some([f'{n} {what}' for what, n in ignored.items()])}")
     for split, unknown in manifest["unknown_classes"].items():
-        print(f"{split}: classes that train does not have, counted as wrong: {unknown}")
-    if manifest["skipped"]:
-        first = manifest["skipped"][0]
-        print(f"skipped {len(manifest['skipped'])} unreadable photos, such as {first['path']} ({first['reason']})")
+        told = _some([f"{name} ({n})" for name, n in unknown.items()])
+        lines.append(f"{split}: classes that train does not have, counted as wrong: {told}")
+    skipped = manifest["skipped"]
+    if skipped:
+        first = skipped[0]
+        lines.append(f"skipped {len(skipped)} unreadable photos, such as {first['path']} ({first['reason']})")
+    lost = sorted({class_of(row["path"]) for row in skipped} - set(manifest["classes"]))
+    if lost:
+        lines.append(f"not among the classes, as no photo of theirs can be read: {_some(lost)}")
     groups = manifest["duplicate_groups"]
     if groups["exact"] or groups["near"]:
-        print(
+        lines.append(
             f"duplicates: {groups['exact']} groups of equal files, {groups['near']} of near copies; "
             f"{groups['across_splits']} across splits, {groups['conflicting_labels']} under several classes"
         )
     missing = [name for name, counts in manifest["classes"].items() if not all(counts.values())]
     if missing:
-        print(f"classes without a validation photo: {', '.join(missing)}")
+        lines.append(f"classes without a validation photo: {_some(missing)}")
+    for line in lines:  # a file name that is not UTF-8 must not stop the run
+        print(line.encode(errors="backslashreplace").decode())
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def held_out(photos: ImageFolder, run_dir: Path) -> ImageFolder:

@@ -18,7 +18,9 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 RUN_TIME = {"torch", "numpy", "PIL"}
 EXTRAS = {"matplotlib": "report.py"}  # package: the one file that may ask for it
 COMMANDS = [
-    f"{path.parent.name}.{path.stem}" for path in FILES if "command_parser(__doc__)" in path.read_text(encoding="utf-8")
+    f"{path.parent.name}.{path.stem}"
+    for path in FILES
+    if path.name != "cli.py" and "command_parser(__doc__)" in path.read_text(encoding="utf-8")
 ]
 
 

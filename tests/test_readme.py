@@ -1,0 +1,102 @@
+"""The README's own commands, run as they stand, but for sizes and the port."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, python
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", README, re.DOTALL))
+
+
+def shell(line: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a line of the README in `cwd`, with this interpreter as its `python`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, shell=True, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_commands_for_your_own_photos_and_the_server(tmp_path):
+    (drawing,) = re.findall(r"`(python -m project_vision_cls\.synthetic [^`]*)`", README)
+    steps = [f"{drawing} --train 8 --val 4 --test 4"]
+    steps += [f"{line} --epochs 1" if ".train " in line else line for line in BLOCKS["commands"].strip().splitlines()]
+    assert len(steps) == 4
+    for step in steps:
+        done = shell(step, tmp_path)
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+    wanted = ["best.pt", "last.pt", "train.jsonl", "metrics.json", "confusion_matrix.csv", "preds.csv", "mistakes.png"]
+    assert [name for name in wanted if not (tmp_path / "runs" / "vision" / name).exists()] == []
+    check_serving(tmp_path)
+
+
+def check_serving(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shutil.copy(next((folder / "data/vision/test/mug").iterdir()), folder / "photo.jpg")
+    line = BLOCKS["serve"].strip().replace("8080", port)
+    command = [sys.executable, *line.split()[1:]]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("listening")
+            assert process.stdout.readline().startswith("ready")
+            health, answer = (
+                json.loads(shell(call.replace("8080", port), folder).stdout)
+                for call in BLOCKS["curl"].strip().splitlines()
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert health["status"] == "ok"
+    shown = re.search(r"The answer: `(\{.*?\})`", README, re.DOTALL)[1]
+    assert set(re.findall(r'"(\w+)":', shown)) == answer.keys()
+
+
+@pytest.mark.slow
+def test_make_demo_runs_the_demo(tmp_path):
+    planned = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m tests.demo" in planned
+    done = python("tests.demo", "--small", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "vision: accuracy" in done.stdout
+    assert "SIGTERM → exit status 0" in done.stdout
+
+
+def test_make_test_runs_the_suite_and_ci_runs_make_test():
+    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "-m pytest" in planned
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    for command in ("make demo", "make test"):
+        assert f"```sh\n{command}\n```" in README
+
+
+def test_every_command_of_the_page_is_run_here():
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert set(blocks) == {*BLOCKS.values(), "make demo\n", "make test\n"}
+
+
+@pytest.mark.slow
+def test_the_bench_command_of_the_page(colour_photos, tmp_path):
+    assert "python -m tests.bench.vision --data PACK --seeds 3 --json" in README
+    done = python(
+        "tests.bench.vision", "--data", colour_photos, "--seeds", 2, "--json", "--rounds", 1, "--steps", 2,
+        "--out", tmp_path, "--flags", "--epochs 2 --bs 16 --width 4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert {"accuracy", "ece", "seconds", "img_per_s", "loader_ratio", "inference_ratio"} <= figures.keys()
+    assert [run["seed"] for run in figures["runs"]] == [0, 1]
+    assert figures["accuracy"] == pytest.approx(sum(run["accuracy"] for run in figures["runs"]) / 2)
