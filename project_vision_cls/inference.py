@@ -23,7 +23,7 @@ from torch import Tensor
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.cli import UserError, check_flag, command_parser, run
 from common.log import Progress, file_sha256
-from project_vision_cls.data import normalise, to_tensor
+from project_vision_cls.data import to_input
 from project_vision_cls.decode import PhotoError, decode
 from project_vision_cls.model import build_model
 from project_vision_cls.scan import SUFFIXES
@@ -69,7 +69,7 @@ class Predictor:
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 → (B, C) float32 on the CPU, before temperature."""
         normaliser = self.assets["normaliser"]
-        x = normalise(to_tensor(pixels.to(self.device)), normaliser["mean"], normaliser["std"])
+        x = to_input(pixels.to(self.device), normaliser["mean"], normaliser["std"])
         return self.model(x).float().cpu()
 
     def probabilities(self, pixels: Tensor) -> Tensor:

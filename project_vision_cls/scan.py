@@ -106,7 +106,7 @@ def read_photos(root: Path, files: list[str], size: int, cache_dir: Path) -> tup
         _build(root, files, size, folder)
         cached = _load(folder, len(files))
     if cached is None:
-        raise UserError(f"{folder}: was deleted while it was read; run again, or pass another --cache_dir")
+        raise UserError(f"{folder}: cannot be read; delete it and run again, or pass another --cache_dir")
     return cached
 
 
@@ -116,7 +116,7 @@ def _load(folder: Path, n: int) -> tuple[np.ndarray, list[dict]] | None:
         with open(folder / "records.jsonl", encoding="ascii") as lines:
             records = [json.loads(line) for line in lines]
         images = np.load(folder / "images.npy", mmap_mode="r")
-    except (FileNotFoundError, ValueError):
+    except (OSError, EOFError, ValueError):  # not there, or damaged: it is built again, and that tells what is wrong
         return None
     return (images, records) if len(images) == len(records) == n else None
 

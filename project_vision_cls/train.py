@@ -34,15 +34,16 @@ PRESETS = {
     "quick": {},  # the flags' own defaults
     "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0},
 }
-PHOTOS_SEEN = 350_000  # by `--epochs 0`, augmented copies counted
+PHOTOS_SEEN = 300_000  # by `--epochs 0`, within 20 to 60 epochs
 NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  # may differ when a run goes on
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     args = parse(argv)
+    photos = load_data(args)  # first: a wrong folder must not set an earlier run aside
     with claim_run_dir(args.run_dir, args.resume) as run_dir:
-        train(args, run_dir)
+        train(args, run_dir, *photos)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,7 +77,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     net("--arch", choices=["resnet", "cnn"], default="resnet", help="SmallResNet or SmallCNN")
     net("--width", type=int, default=16, help="channels of the first block")
     net("--depth", type=int, default=3, help="blocks of SmallCNN")
-    net("--epochs", type=int, default=20, help=f"passes over the train set; 0: until {PHOTOS_SEEN} photos are seen")
+    net("--epochs", type=int, default=20, help=f"passes over the train set; 0: 20 to 60, to see about {PHOTOS_SEEN} photos")
     net("--bs", type=int, default=128, help="photos per step")
     net("--accumulate", type=int, default=1, help="steps whose gradients make one update")
     net(
@@ -113,17 +114,16 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--lr {args.lr}: wanted a positive number")
 
 
-def train(args: argparse.Namespace, run_dir: Path) -> None:
+def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_set: ImageFolder) -> None:
     """One run, from photos to best.pt; `args` as `parse` gives them."""
     start, device = time.monotonic(), torch.device(args.device)
-    seed_all(args.seed, args.deterministic)
-    train_set, val_set = load_data(args)
     manifest = write_manifest(run_dir, {"train": train_set, "val": val_set})
     tell(manifest)
     config, assets = describe(args, train_set, val_set)
     base = {"project": "vision", "config": config, "provenance": provenance(args.seed, manifest["data_version"])}
     classes, epochs, (mean, std) = len(train_set.classes), config["epochs"], assets["normaliser"].values()
 
+    seed_all(args.seed, args.deterministic)
     model = build_model(config, classes).to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(args, model)
     scaler = AmpScaler(device, args.amp, args.cpu_bf16, args.clip)
@@ -132,7 +132,6 @@ def train(args: argparse.Namespace, run_dir: Path) -> None:
     loader = make_loader(train_set, args.bs, True, args.workers, True, chances(train_set) if args.balanced else None)
     class_weights = balanced_weights(train_set).to(device) if args.class_weights else None
     history = restore(run_dir, base, model, optimizer, scaler, ema, stopper) if args.resume else []
-    log = JsonlLogger(run_dir / "train.jsonl")
 
     for epoch in range(len(history), epochs):
         if stopper.should_stop:
@@ -149,8 +148,9 @@ def train(args: argparse.Namespace, run_dir: Path) -> None:
             with scaler.autocast():
                 logits = model(x).float()
                 loss = F.cross_entropy(logits, target, class_weights, label_smoothing=args.label_smoothing)
-            update = (i + 1) % args.accumulate == 0 or i + 1 == len(loader)
-            scaler.step(loss, optimizer, model.parameters(), step, args.accumulate, update)
+            shared = min(args.accumulate, len(loader) - i // args.accumulate * args.accumulate)  # steps of this update
+            update = i % args.accumulate + 1 == shared
+            scaler.step(loss, optimizer, model.parameters(), step, shared, update)
             if ema and update:
                 ema.update(model)
             meter.update(loss.detach(), len(x))
@@ -165,15 +165,16 @@ def train(args: argparse.Namespace, run_dir: Path) -> None:
         better = stopper.update(scores["val_acc"] - 1e-6 * min(scores["val_loss"], 10.0))
         line = {"epoch": epoch + 1, "loss": meter.avg, **scores, "lr": group["lr"], "best": better}
         history.append(plain({**line, "img_per_s": meter.count / seconds, "seconds": seconds}))
-        log.log(history[-1])
-        ckpt = {**base, "epoch": epoch + 1, "metrics": scores, "model": average.state_dict()}
+        with JsonlLogger(run_dir / "train.jsonl") as log:
+            log.log(history[-1])
+        ckpt = {**base, **calibrated(predictor, val_set, val_logits)}
+        ckpt |= {"epoch": epoch + 1, "metrics": scores, "model": average.state_dict()}
         if better:
-            save_ckpt(run_dir / "best.pt", {**ckpt, **calibrated(predictor, val_set, val_logits)})
+            save_ckpt(run_dir / "best.pt", ckpt)
         state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
         opt = {name: part.state_dict() for name, part in state.items() if part} | {"history": history}
-        save_ckpt(run_dir / "last.pt", {**ckpt, **calibrated(predictor, val_set, val_logits), "opt": opt})
+        save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
-    log.close()
     finish(run_dir, history, time.monotonic() - start)
 
 
@@ -187,7 +188,7 @@ def load_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
 
 def describe(args: argparse.Namespace, train_set: ImageFolder, val_set: ImageFolder) -> tuple[dict, dict]:
     """The config (flags with what was worked out for them) and the assets that a checkpoint carries."""
-    epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 300)
+    epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 60)
     found = {"img_size": train_set.img_size, "epochs": epochs, "val_root": str(val_set.root)}
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
     mean, std = channel_stats(train_set)

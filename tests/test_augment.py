@@ -66,8 +66,6 @@ def test_shifts_and_flips_are_evenly_spread():
     counts = torch.bincount(middle, minlength=9)
     assert counts[:2].sum() == counts[7:].sum() == 0
     assert ((counts[2:7] - 800).abs() < 120).all()  # some 4 standard deviations
-    falling = crop_flip(ramp, 2, hflip=True)[:, 0, 3, 0] > crop_flip(ramp, 0, hflip=False)[:, 0, 5, 0]
-    assert falling.float().mean() < 0.6
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.01])

@@ -226,8 +226,7 @@ def refused(source, size=16):
     try:
         assert decode(source, size).shape == (size, size, 3)
     except PhotoError as error:
-        assert str(error)
-        return str(error)
+        return str(error) or "no reason given"
     return ""
 
 
@@ -239,6 +238,7 @@ def test_broken_files(kind):
     cuts = sorted({0, 1, 2, 8, 20, *random.sample(range(len(whole)), 60)})
     reasons = [refused(whole[:cut]) for cut in cuts]
     assert all(reasons[:5])
+    assert "no reason given" not in reasons
     assert sum(map(bool, reasons)) >= len(cuts) - 8  # a missing end marker or trailer does no harm
     for _ in range(150):
         data = bytearray(whole)

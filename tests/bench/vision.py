@@ -28,7 +28,7 @@ from common.cli import command_parser
 from common.log import read_jsonl
 from project_vision_cls import train
 from project_vision_cls.augment import augmented
-from project_vision_cls.data import channel_stats, make_loader, normalise, to_tensor
+from project_vision_cls.data import channel_stats, make_loader, to_input
 from project_vision_cls.inference import Predictor, walk_photos, write_csv
 from project_vision_cls.model import build_model
 
@@ -118,7 +118,7 @@ def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
             ema.update(model)
 
     pixels, labels = next(iter(make_loader(photos, flags.bs, drop_last=True)))
-    x = normalise(to_tensor(pixels), mean, std)
+    x = to_input(pixels, mean, std)
 
     def bare() -> None:
         for _ in range(args.steps):
