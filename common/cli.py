@@ -13,6 +13,7 @@ Reads the command line; writes help to standard output and errors to standard er
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 
@@ -30,9 +31,33 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text if told else f"{text} (default: %(default)s)"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the page of flags."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def command_parser(doc: str) -> argparse.ArgumentParser:
-    """Parser whose `--help` opens with the module docstring `doc`, which starts with an example that works."""
-    return argparse.ArgumentParser(description=doc.strip(), formatter_class=_Help)
+    """Parser whose `--help` opens with the module docstring `doc`, which starts with an example that works.
+
+    Flags are not guessed from their first letters; a wrong one raises UserError.
+    """
+    return _Parser(description=doc.strip(), formatter_class=_Help, allow_abbrev=False)
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """`type=` of a flag: an int or float from `low` to `high`, both included; NaN and infinity are refused."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text}: wanted {wanted}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it for a text that is no number
+    return read
 
 
 def check_flag(name: str, given: object, held: object, ckpt: object) -> None:

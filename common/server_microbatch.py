@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from itertools import count
 
 from common.batcher import MicroBatcher, ModelError, checked
+from common.cli import UserError, number
 from common.http_connection import LINGER_S, RETRY, Connection
 from common.http_wire import HttpError, Limits, Request
 from common.monitor_core import Alarm, AlarmManager, SlidingWindow
@@ -68,8 +69,8 @@ class Server:
         self.listener = await self.loop.create_server(
             lambda: Connection(self), self.args.host, self.args.port, backlog=1024
         )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self.stop)
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(stop, self.stop)
         host, port = self.listener.sockets[0].getsockname()[:2]
         print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         self.batcher.start()
@@ -113,7 +114,8 @@ class Server:
 
     def _prepared(self, future: Future) -> None:
         if error := future.exception():
-            log.error("the model cannot be served: %s", error, exc_info=error)
+            trace = None if isinstance(error, UserError) else error
+            log.error("the model cannot be served: %s", error, exc_info=trace)
             self._end(1)
         else:
             self.predictor = future.result()
@@ -238,22 +240,12 @@ class Server:
                 log.warning("alarm %s", event)
 
 
-def _at_least(kind: type, least: float) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: wanted {least} or more")
-        return value
-
-    return read
-
-
 def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
     """The flags of every server; `port` is the default port."""
-    whole, some = _at_least(int, 1), _at_least(float, 0)
+    whole, some = number(int, 1), number(float, 0)
     flags = [
         ("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
-        ("port", _at_least(int, 0), port, "port to listen on; 0 picks a free one"),
+        ("port", number(int, 0, 65535), port, "port to listen on; 0 picks a free one"),
         ("max_batch", whole, 32, "most rows in one forward pass"),
         ("window_ms", some, 5.0, "longest wait of a busy model for rows in decode, in ms; an idle one never waits"),
         ("queue", whole, 256, "most rows accepted and not yet through the model; beyond it the answer is 429"),
@@ -276,6 +268,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 0, or 1 if the port is taken or the model fails its checks."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     try:
         return asyncio.run(Server(load, route, args).run())
     except OSError as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common import meter, report
 from common.amp_ckpt import load_ckpt, replace_file
-from common.cli import UserError, check_flag, command_parser, run
+from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import plain, version_of
 from project_vision_cls.corruptions import CORRUPTIONS
 from project_vision_cls.data import ImageFolder, make_loader
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--ckpt", default="runs/vision/best.pt", help="checkpoint to score")
     add("--val_root", help="labelled photos (default: those the checkpoint was validated on)")
     add("--num_classes", type=int, help="checked against the checkpoint when given")
-    add("--bs", type=int, default=128, help="photos per forward pass")
+    add("--bs", type=number(int, 1), default=128, help="photos per forward pass")
     add("--robustness", action=argparse.BooleanOptionalAction, default=False, help="also score damaged photos")
     add("--cache_dir", default="runs/cache", help="where decoded photos are kept; may be deleted at any time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")

@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from common.amp_ckpt import CheckpointError, load_ckpt
-from common.cli import UserError, check_flag, command_parser, run
+from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
 from project_vision_cls.data import to_input
 from project_vision_cls.decode import PhotoError, decode
 from project_vision_cls.model import build_model
-from project_vision_cls.scan import SUFFIXES
+from project_vision_cls.scan import HIDDEN, SUFFIXES
 
 COLUMNS = ["path", "pred", "label", "prob", "status", "model_id"]
 
@@ -103,13 +103,19 @@ class Predictor:
             )
 
 
-def walk_photos(root: Path) -> Iterator[Path]:
-    """Photos under `root` in a stable order, one folder's names in memory at a time; hidden names are passed over."""
+def walk_photos(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Photos under `root` in a stable order, one folder's names in memory at a time.
+
+    Hidden names are passed over, and so is a link back to a folder above.
+    """
+    real = os.path.realpath(root)
+    if real in above:
+        return
     with os.scandir(root) as entries:
-        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN))
     for name, is_dir in listed:
         if is_dir:
-            yield from walk_photos(root / name)
+            yield from walk_photos(root / name, (*above, real))
         elif name.lower().endswith(SUFFIXES):
             yield root / name
 
@@ -172,7 +178,7 @@ def _skip_done(partial: Path, files: Iterator[Path], root: Path, model_id: str) 
     """Cut a torn last row off, and step `files` over the rows that are there. Returns their number."""
     done, whole = 0, 0
     with open(partial, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = _counted(file)
+        lines = _Counted(file)
         for row in csv.reader(lines):
             if len(row) != len(COLUMNS) or not lines.ended:
                 break
@@ -189,7 +195,7 @@ def _skip_done(partial: Path, files: Iterator[Path], root: Path, model_id: str) 
     return done
 
 
-class _counted:
+class _Counted:
     """Lines of a text file, with the bytes read so far and whether the last line was whole."""
 
     def __init__(self, file):
@@ -210,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--input_dir", default="data/vision/test", help="folder of photos, searched with its subfolders")
     add("--input_list", help="text file with one photo path a line, in place of --input_dir")
     add("--out_csv", default="runs/vision/preds.csv", help="where the predictions go")
-    add("--bs", type=int, default=64, help="photos per forward pass")
+    add("--bs", type=number(int, 1), default=64, help="photos per forward pass")
     add("--num_classes", type=int, help="checked against the checkpoint when given")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add("--resume", action=argparse.BooleanOptionalAction, default=False, help="go on with an interrupted --out_csv")

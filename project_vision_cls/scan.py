@@ -28,6 +28,7 @@ from common.cli import UserError
 from common.log import Progress, file_sha256
 from project_vision_cls.decode import PhotoError, open_photo, read_pixels
 
+HIDDEN = (".", "__MACOSX")  # checkpoints of notebooks, `._x.jpg` of macOS, and the like
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VERSION = 2  # of the pixels and records in the cache: raise it when decode.py or a record changes
 _BLOCK = 2048  # files in flight at once, so that memory does not grow with their number
@@ -47,7 +48,7 @@ def list_photos(root: Path) -> tuple[list[str], dict[str, int]]:
         if not names and not folders:
             ignored["empty folders"] += 1
         for name in names:
-            if name.startswith("."):
+            if name.startswith(HIDDEN):
                 ignored["hidden files"] += 1
             elif name.lower().endswith(SUFFIXES):
                 files.append(Path(folder, name).relative_to(root).as_posix())
@@ -68,7 +69,7 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, list[str], l
                 folders.clear()
                 continue
             seen.add(real)
-            visible = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+            visible = sorted(name for name in folders if not name.startswith(HIDDEN))
             if len(visible) < len(folders):
                 ignored["hidden folders"] += len(folders) - len(visible)
             folders[:] = visible

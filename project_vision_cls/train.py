@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, load_ckpt, replace_file, save_ckpt
-from common.cli import UserError, check_flag, command_parser, run
+from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
 from common.meter import AverageMeter, nll, temperature
 from common.muon import Muon
@@ -50,46 +50,45 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags, with those of --preset as defaults: a flag that is given wins."""
     parser = command_parser(__doc__)
     add, toggle = parser.add_argument, argparse.BooleanOptionalAction
+    whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
     data = parser.add_argument_group("data").add_argument
     data("--train_root", default="data/vision/train", help="folder with one folder of photos a class")
     data("--val_root", help="the same for validation (default: val, valid or validation beside --train_root)")
-    data("--val_fraction", type=float, default=0.15, help="share held out where there is no validation folder")
+    data("--val_fraction", type=share, default=0.15, help="share held out where there is no validation folder")
     data("--num_classes", type=int, help="checked against the class folders when given")
     data(
-        "--img_size", type=int, default=0, help="pixels a side, up to 224 (default: 32, 64 or 128, as suits the photos)"
+        "--img_size", type=number(int, 0, 224), default=0, help="pixels a side (default: 32, 64 or 128, by the photos)"
     )
     data("--cache_dir", default="runs/cache", help="where decoded photos are kept; may be deleted at any time")
-    data("--workers", type=int, default=0, help="loader processes; 0 reads the cache in this one")
+    data("--workers", type=count, default=0, help="loader processes; 0 reads the cache in this one")
     data("--strict", action=toggle, default=False, help="stop at unreadable photos in place of skipping them")
     data("--balanced", action=toggle, default=False, help="draw every class equally often")
     data("--class_weights", action=toggle, default=False, help="weigh the loss by 1 / class frequency")
     look = parser.add_argument_group("augmentation").add_argument
-    look("--crop", type=float, default=0.125, help="largest shift, as a share of the side")
+    look("--crop", type=share, default=0.125, help="largest shift, as a share of the side")
     look("--hflip", action=toggle, default=True, help="mirror left and right by chance")
     look("--vflip", action=toggle, default=False, help="mirror top and bottom by chance")
-    look("--light", type=float, default=0.2, help="largest change of contrast and brightness, in standard deviations")
-    look("--erase", type=float, default=0.0, help="side of a grayed-out square, as a share of the side; 0 is off")
-    look("--mixup", type=float, default=0.0, help="alpha of mixup; 0 is off")
-    look("--cutmix", type=float, default=0.0, help="chance of cutmix for a batch")
-    look("--label_smoothing", type=float, default=0.1, help="share of the target spread over all classes")
+    look("--light", type=some, default=0.2, help="largest change of contrast and brightness, in standard deviations")
+    look("--erase", type=share, default=0.0, help="side of a grayed-out square, as a share of the side; 0 is off")
+    look("--mixup", type=some, default=0.0, help="alpha of mixup; 0 is off")
+    look("--cutmix", type=share, default=0.0, help="chance of cutmix for a batch")
+    look("--label_smoothing", type=share, default=0.1, help="share of the target spread over all classes")
     net = parser.add_argument_group("model and optimisation").add_argument
     net("--preset", choices=PRESETS, default="quick", help="accurate: some 10 minutes on 2 cores, for real photos")
     net("--arch", choices=["resnet", "cnn"], default="resnet", help="SmallResNet or SmallCNN")
-    net("--width", type=int, default=16, help="channels of the first block")
-    net("--depth", type=int, default=3, help="blocks of SmallCNN")
-    net("--epochs", type=int, default=20, help=f"passes over the train set; 0: 20 to 60, to see about {PHOTOS_SEEN} photos")
-    net("--bs", type=int, default=128, help="photos per step")
-    net("--accumulate", type=int, default=1, help="steps whose gradients make one update")
-    net(
-        "--optimizer", choices=["muon", "adamw"], default="muon", help="muon: for convolutions, with AdamW for the rest"
-    )
-    net("--lr", type=float, default=3e-4, help="peak learning rate")
-    net("--warmup", type=float, default=0.2, help="share of the steps over which the rate rises; then it falls to 0")
-    net("--weight_decay", type=float, default=0.05, help="decoupled weight decay, times the learning rate")
-    net("--clip", type=float, default=1.0, help="largest gradient norm; 0 is off")
+    net("--width", type=whole, default=16, help="channels of the first block")
+    net("--depth", type=number(int, 1, 4), default=3, help="blocks of SmallCNN")
+    net("--epochs", type=count, default=20, help=f"passes over the train set; 0: 20 to 60, for {PHOTOS_SEEN} photos")
+    net("--bs", type=whole, default=128, help="photos per step")
+    net("--accumulate", type=whole, default=1, help="steps whose gradients make one update")
+    net("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: for kernels, with AdamW for the rest")
+    net("--lr", type=number(float, 1e-9), default=3e-4, help="peak learning rate")
+    net("--warmup", type=share, default=0.2, help="share of the steps over which the rate rises; then it falls to 0")
+    net("--weight_decay", type=some, default=0.05, help="decoupled weight decay, times the learning rate")
+    net("--clip", type=some, default=1.0, help="largest gradient norm; 0 is off")
     net("--ema", action=toggle, default=True, help="evaluate, save and serve an average of the weights")
-    net("--ema_decay", type=float, default=0.998, help="decay of that average, per update")
-    net("--patience", type=int, default=5, help="epochs without improvement before stopping; 0 never stops")
+    net("--ema_decay", type=share, default=0.998, help="decay of that average, per update")
+    net("--patience", type=count, default=5, help="epochs without improvement before stopping; 0 never stops")
     net("--amp", action=toggle, default=True, help="mixed precision on CUDA")
     net("--cpu_bf16", action=toggle, default=False, help="bf16 on the CPU too (slower on most)")
     add("--seed", type=int, default=42, help="of weights, order, augmentation and the validation split")
@@ -98,20 +97,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--run_dir", default="runs/vision", help="where everything is written")
     add("--resume", action=toggle, default=False, help="go on with the run in --run_dir")
     parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
-    args = parser.parse_args(argv)
-    _check(args)
-    return args
-
-
-def _check(args: argparse.Namespace) -> None:
-    for name, low, high in [("img_size", 0, 224), ("bs", 1, 65536), ("epochs", 0, 10**6), ("accumulate", 1, 10**4)]:
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} {getattr(args, name)}: wanted {low} to {high}")
-    for name in ("val_fraction", "label_smoothing", "cutmix", "erase", "crop", "warmup"):
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: wanted a share from 0 to below 1")
-    if not args.lr > 0:
-        raise UserError(f"--lr {args.lr}: wanted a positive number")
+    return parser.parse_args(argv)
 
 
 def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_set: ImageFolder) -> None:
@@ -180,6 +166,8 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
 
 def load_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
     """Train and validation photos as the flags ask for."""
+    if 0 < args.img_size < 16:
+        raise UserError(f"--img_size {args.img_size}: wanted 16 to 224, or 0 for a size that suits the photos")
     options = {"img_size": args.img_size, "cache_dir": args.cache_dir, "strict": args.strict}
     train_set, val_set = load_splits(args.train_root, args.val_root, args.val_fraction, args.seed, **options)
     check_flag("num_classes", args.num_classes, len(train_set.classes), args.train_root)

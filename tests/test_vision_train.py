@@ -173,8 +173,10 @@ def test_without_a_validation_folder_a_split_is_made_and_stored(tmp_path, colour
     ("flags", "words"),
     [
         (["--num_classes", "7"], "--num_classes 7: "),
-        (["--lr", "0"], "--lr 0.0: wanted a positive number"),
-        (["--img_size", "500"], "--img_size 500: wanted 0 to 224"),
+        (["--lr", "0"], "--lr: 0: wanted 1e-09 or more"),
+        (["--img_size", "500"], "--img_size: 500: wanted 0 to 224"),
+        (["--bs", "many"], "--bs: invalid int value: 'many'"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["--val_root", "nowhere"], "nowhere: no such folder"),
         (["--resume"], "--resume: no last.pt"),
     ],
