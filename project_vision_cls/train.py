@@ -117,7 +117,8 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
     stopper = EarlyStopper(args.patience, mode="max")
     loader = make_loader(train_set, args.bs, True, args.workers, True, chances(train_set) if args.balanced else None)
     class_weights = balanced_weights(train_set).to(device) if args.class_weights else None
-    history = restore(run_dir, base, model, optimizer, scaler, ema, stopper) if args.resume else []
+    state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
+    history = restore(run_dir, base, **state) if args.resume else []
 
     for epoch in range(len(history), epochs):
         if stopper.should_stop:
@@ -157,8 +158,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
         ckpt |= {"epoch": epoch + 1, "metrics": scores, "model": average.state_dict()}
         if better:
             save_ckpt(run_dir / "best.pt", ckpt)
-        state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
-        opt = {name: part.state_dict() for name, part in state.items() if part} | {"history": history}
+        opt = {name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
     finish(run_dir, history, time.monotonic() - start)
@@ -236,33 +236,24 @@ def calibrated(predictor: Predictor, val_set: ImageFolder, logits: Tensor) -> di
     return {"assets": predictor.assets, "reference": reference, "golden": golden}
 
 
-def restore(run_dir: Path, base: dict, model, optimizer, scaler, ema, stopper) -> list[dict]:
-    """Load last.pt into all that trains; returns its history, and cuts train.jsonl back to it.
+def restore(run_dir: Path, base: dict, **parts: object) -> list[dict]:
+    """Load last.pt into all that trains (by name, None where unused), and cut train.jsonl back to it.
 
-    Raises UserError, naming each difference, where the flags or the photos are not those of the run.
+    Returns the lines of the epochs done. Raises UserError, naming each difference, for other flags or other photos.
     """
     held = load_ckpt(run_dir / "last.pt", project="vision")
-    versions = [ckpt["provenance"]["data_version"] for ckpt in (held, base)]
-    changed = {key: (held["config"].get(key), value) for key, value in base["config"].items()}
-    changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]} | (
-        {} if versions[0] == versions[1] else {"data_version": versions}
-    )
+    was, now = ({**ckpt["config"], "data_version": ckpt["provenance"]["data_version"]} for ckpt in (held, base))
+    changed = [f"{key} was {was.get(key)!r}, now {value!r}" for key, value in now.items() if was.get(key) != value]
     if changed:
-        told = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        told = "; ".join(changed)
         raise UserError(f"--resume: {run_dir}/last.pt is of another run ({told}); pass its flags, or start anew")
-    opt = held["opt"]
-    for name, part in {
-        "model": model,
-        "optimizer": optimizer,
-        "scaler": scaler,
-        "ema": ema,
-        "stopper": stopper,
-    }.items():
-        if part:
-            part.load_state_dict(opt[name])
-    lines = "".join(json.dumps(line) + "\n" for line in opt["history"])
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(held["opt"][name])
+    history = held["opt"]["history"]
+    lines = "".join(json.dumps(line) + "\n" for line in history)
     replace_file(run_dir / "train.jsonl", lambda file: file.write(lines.encode()))
-    return opt["history"]
+    return history
 
 
 def say(line: dict, epochs: int) -> None:
