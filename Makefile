@@ -13,7 +13,6 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On Linux without a GPU, pip takes torch from the CPU index where it can reach it: a tenth of the download.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -e .

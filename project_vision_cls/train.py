@@ -32,9 +32,9 @@ from project_vision_cls.model import build_model
 
 PRESETS = {
     "quick": {},  # the flags' own defaults
-    "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0},
+    "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0, "cutmix": 0.5},
 }
-PHOTOS_SEEN = 300_000  # by `--epochs 0`, within 20 to 60 epochs
+PHOTOS_SEEN = 200_000  # by `--epochs 0`, within 20 to 40 epochs
 NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  # may differ when a run goes on
 
 
@@ -78,7 +78,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     net("--arch", choices=["resnet", "cnn"], default="resnet", help="SmallResNet or SmallCNN")
     net("--width", type=whole, default=16, help="channels of the first block")
     net("--depth", type=number(int, 1, 4), default=3, help="blocks of SmallCNN")
-    net("--epochs", type=count, default=20, help=f"passes over the train set; 0: 20 to 60, for {PHOTOS_SEEN} photos")
+    net("--epochs", type=count, default=20, help=f"passes over the train set; 0: 20 to 40, for {PHOTOS_SEEN} photos")
     net("--bs", type=whole, default=128, help="photos per step")
     net("--accumulate", type=whole, default=1, help="steps whose gradients make one update")
     net("--optimizer", choices=["muon", "adamw"], default="muon", help="muon: for kernels, with AdamW for the rest")
@@ -176,7 +176,7 @@ def load_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
 
 def describe(args: argparse.Namespace, train_set: ImageFolder, val_set: ImageFolder) -> tuple[dict, dict]:
     """The config (flags with what was worked out for them) and the assets that a checkpoint carries."""
-    epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 60)
+    epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 40)
     found = {"img_size": train_set.img_size, "epochs": epochs, "val_root": str(val_set.root)}
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
     mean, std = channel_stats(train_set)
