@@ -220,7 +220,7 @@ def load_ckpt(path: str | Path, project: str | None = None, device: torch.device
     checkpoint, of another format or of another project; UserError for a device that this machine has not.
     """
     path = Path(path)
-    _check_device(device)
+    check_device(device)
     archive = read_whole(path)
     try:
         ckpt = torch.load(archive, map_location=device, weights_only=True)
@@ -239,7 +239,8 @@ def load_ckpt(path: str | Path, project: str | None = None, device: torch.device
     return ckpt
 
 
-def _check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str) -> None:
+    """Raises UserError where this machine does not have the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA

@@ -71,6 +71,8 @@ def check_flag(name: str, given: object, held: object, ckpt: object) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Call `main()`: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name may hold any bytes
     try:
         main()
     except UserError as error:

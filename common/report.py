@@ -10,6 +10,7 @@ Everything drawn is also in metrics.json, so nothing is lost without the extra.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import torch
@@ -28,6 +29,12 @@ def _figure(width: float, height: float):
     return figure, figure.subplots()
 
 
+def _save(figure, path: str | Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a letter the font lacks is drawn as a box
+        figure.savefig(path, dpi=120)
+
+
 def confusion_figure(matrix: Tensor, classes: list[str], path: str | Path) -> None:
     """(C, C) counts, rows = truth → a picture shaded by the share of each row; counts are written up to 30 classes."""
     side = max(4.0, 0.5 * len(classes) + 2)
@@ -36,13 +43,14 @@ def confusion_figure(matrix: Tensor, classes: list[str], path: str | Path) -> No
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 60:
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [name.encode(errors="replace").decode() for name in classes]  # of folders, so of any bytes
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
     if len(classes) <= 30:
         for row, column in torch.nonzero(matrix).tolist():
             shade = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, int(matrix[row, column]), ha="center", va="center", color=shade, fontsize=8)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def reliability_figure(before: dict[str, Tensor], after: dict[str, Tensor], path: str | Path) -> None:
@@ -54,7 +62,7 @@ def reliability_figure(before: dict[str, Tensor], after: dict[str, Tensor], path
         axes.plot(bins["confidence"][full].numpy(), bins["accuracy"][full].numpy(), marker="o", label=name)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def risk_figure(coverage: Tensor, risk: Tensor, path: str | Path) -> None:
@@ -62,4 +70,4 @@ def risk_figure(coverage: Tensor, risk: Tensor, path: str | Path) -> None:
     figure, axes = _figure(4.5, 3.5)
     axes.plot(coverage.numpy(), risk.numpy())
     axes.set(xlabel="share answered", ylabel="error rate among them", xlim=(0, 1), ylim=(0, None))
-    figure.savefig(path, dpi=120)
+    _save(figure, path)

@@ -33,7 +33,7 @@ def claim_run_dir(run_dir: str | Path, resume: bool) -> Iterator[Path]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{run_dir}: another training is writing here; pass another --run_dir or wait") from error
-        for torn in run_dir.glob(".*.pt.*.tmp"):  # of a training killed while it wrote a checkpoint
+        for torn in run_dir.glob(".*.tmp"):  # of a training killed while it wrote one of its files
             torn.unlink()
         if not resume:
             _set_aside(run_dir)

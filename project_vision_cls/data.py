@@ -124,7 +124,7 @@ def _checked_files(root: Path) -> tuple[list[str], dict[str, int]]:
         found = f"{len(files)} photos outside class folders" if files else f"no photos ({ignored or 'empty'})"
         raise UserError(f"{root}: {found}; {layout}. {DEMO}")
     if folders <= {"train", "test", *VAL_NAMES}:
-        raise UserError(f"{root}: holds {', '.join(sorted(folders))}, which are splits; pass --train_root {root}/train")
+        raise UserError(f"{root}: holds {', '.join(sorted(folders))}, which are splits; pass {root}/train in its place")
     if len(in_classes) < len(files):
         ignored["photos outside class folders"] = len(files) - len(in_classes)
     return in_classes, ignored

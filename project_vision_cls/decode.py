@@ -39,18 +39,31 @@ class PhotoError(ValueError):
     """A file or a request that is no usable photo; the text is the reason."""
 
 
-_one_at_a_time = threading.Lock()
+_quiet_lock = threading.Lock()
+_quiet_threads: list[warnings.catch_warnings] = []  # one entry a thread inside; the first holds the filters
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Pillow's warnings are dropped: a photo is whole or it is a PhotoError, whatever the warning filters say.
 
-    The filters belong to the whole process, so threads take turns; only headers are read in here, not pixels.
+    The filters belong to the whole process: the first thread in changes them, the last one out restores them.
     """
-    with _one_at_a_time, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_lock:
+        if not _quiet_threads:
+            held = warnings.catch_warnings()
+            held.__enter__()
+            warnings.simplefilter("ignore")
+        else:
+            held = _quiet_threads[0]
+        _quiet_threads.append(held)
+    try:
         yield
+    finally:
+        with _quiet_lock:
+            held = _quiet_threads.pop()
+            if not _quiet_threads:
+                held.__exit__(None, None, None)
 
 
 def open_photo(source: str | Path | bytes) -> Image.Image:
@@ -117,7 +130,8 @@ def read_pixels(image: Image.Image, size: int, draft: bool = True) -> np.ndarray
         with _without_warnings() if image.format == "TIFF" else nullcontext():  # TIFF loads read headers again
             image.load()
         upright = _orientation(image)  # after the load, in which Pillow turns a TIFF upright by itself
-        image = _to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        image = _to_8_bit(image).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        image = _on_white(image)
         return np.array(image.transpose(upright) if upright is not None else image)
     except Exception as error:  # as above: a damaged file may raise anything
         raise PhotoError(f"unreadable: {type(error).__name__}: {error}") from error
@@ -131,28 +145,32 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Any mode → RGB, or RGBA where something shows through."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
+        return Image.fromarray(_gray_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _to_8_bit(gray: np.ndarray, mode: str) -> np.ndarray:
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _gray_to_8_bit(gray: np.ndarray, mode: str) -> np.ndarray:
     """(H, W) of 16-bit, 32-bit or float gray → uint8. 16 bits are divided by 257, so white stays white.
 
     Wider integers that fit into 16 bits are taken for 16-bit gray, floats of at most 1 for 0..1.
     """
-    gray = np.nan_to_num(gray.astype(np.float32))
+    gray = np.nan_to_num(gray.astype(np.float32), copy=False)  # one copy, worked on in place: photos are large
     if mode.startswith("I;16") or (mode == "I" and gray.max() > 255):
-        gray = gray / 257
+        gray /= 257
     elif mode == "F" and gray.max() <= 1:
-        gray = gray * 255
-    return gray.round().clip(0, 255).astype(np.uint8)
+        gray *= 255
+    return np.clip(np.rint(gray, out=gray), 0, 255, out=gray).astype(np.uint8)

@@ -24,7 +24,7 @@ from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import plain, version_of
 from project_vision_cls.corruptions import CORRUPTIONS
-from project_vision_cls.data import ImageFolder, make_loader
+from project_vision_cls.data import ImageFolder, class_of, groups_of, make_loader
 from project_vision_cls.inference import Predictor
 from project_vision_cls.manifest import held_out
 
@@ -45,41 +45,55 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     predictor = Predictor.load(args.ckpt, args.device)
     check_flag("num_classes", args.num_classes, len(predictor.classes), args.ckpt)
-    photos = load_photos(args, predictor)
-    run_dir = Path(args.ckpt).parent
-    metrics = evaluate(predictor, photos, args.bs, run_dir)
+    config, run_dir = load_ckpt(args.ckpt)["config"], Path(args.ckpt).parent
+    photos = load_photos(args, predictor, config)
+    name = "val" if args.val_root is None else photos.root.resolve().name
+    logits = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, args.bs)])
+    metrics = evaluate(predictor, photos, logits) | {"also_in_train": also_in_train(photos, config, args.cache_dir)}
     if args.robustness:
         metrics["robustness"] = robustness(predictor, photos, args.bs)
-    name = "val" if args.val_root is None else photos.root.name
     write_metrics(run_dir / "metrics.json", name, metrics)
+    write_figures(predictor, photos, logits, run_dir)
     say(name, metrics, run_dir)
 
 
-def load_photos(args: argparse.Namespace, predictor: Predictor) -> ImageFolder:
+def load_photos(args: argparse.Namespace, predictor: Predictor, config: dict) -> ImageFolder:
     """Photos of --val_root, or the ones that were held out in training. Raises UserError where they are gone."""
-    config = load_ckpt(args.ckpt)["config"]
     root = args.val_root or config["val_root"]
     photos = ImageFolder(root, predictor.classes, predictor.img_size, args.cache_dir)
-    if args.val_root is None and root == config["train_root"]:
+    if args.val_root is None and config["held_out"]:
         photos = held_out(photos, Path(args.ckpt).parent)
     if (photos.labels < 0).all():
         raise UserError(f"{root}: classes {sorted(photos.unknown_classes)[:8]}, wanted some of {predictor.classes[:8]}")
     return photos
 
 
-def evaluate(predictor: Predictor, photos: ImageFolder, bs: int, run_dir: Path) -> dict:
-    """All scores as plain values; tables and figures go to `run_dir`.
+def also_in_train(photos: ImageFolder, config: dict, cache_dir: str) -> list[str] | None:
+    """Scored photos that training saw too, as copies or near-copies: their scores flatter the model.
+
+    None where that cannot be told: the train folder is gone, or the photos were held out of it (which kept copies
+    together).
+    """
+    root = Path(config["train_root"])
+    if not root.is_dir() or root.resolve() == photos.root.resolve():
+        return None
+    train = ImageFolder(root, photos.classes, photos.img_size, cache_dir)
+    groups = groups_of([train, photos])
+    seen = set(groups[: len(train)])
+    return [path for path, group in zip(photos.paths, groups[len(train) :], strict=True) if group in seen]
+
+
+def evaluate(predictor: Predictor, photos: ImageFolder, every: Tensor) -> dict:
+    """All scores as plain values, from the logits (n, C) of all photos, before temperature.
 
     A photo of a class that the model does not know counts as wrong in accuracy and is left out of the other scores.
     """
-    every = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, bs)])
-    known = photos.labels >= 0
+    known, heat = photos.labels >= 0, predictor.assets["temperature"]
     logits, target = every[known], photos.labels[known]
-    before, after = logits.double().softmax(1), (logits.double() / predictor.assets["temperature"]).softmax(1)
+    after = (logits.double() / heat).softmax(1)
     confidence, pred = after.max(dim=1)
-    correct = every.argmax(1) == photos.labels
     matrix = meter.confusion_matrix(pred, target, len(predictor.classes))
-    top1, top5 = meter.accuracy_topk(every[known], target, (1, 5))
+    top1, top5 = meter.accuracy_topk(logits, target, (1, 5))
     coverage, risk, aurc = meter.coverage_risk(confidence, pred == target)
     share = known.double().mean().item()
     metrics = {
@@ -90,27 +104,36 @@ def evaluate(predictor: Predictor, photos: ImageFolder, bs: int, run_dir: Path) 
         "skipped": len(photos.skipped),
         "unknown_classes": photos.unknown_classes,
         "accuracy": top1 * share,
-        "accuracy_95": list(meter.bootstrap_ci(correct)),
+        "accuracy_95": list(meter.bootstrap_ci(every.argmax(1) == photos.labels)),
         "top5": top5 * share,
         "macro_f1": meter.macro_f1(matrix),
         "balanced_accuracy": meter.balanced_accuracy(matrix),
-        "temperature": predictor.assets["temperature"],
-        "before_temperature": calibration(before, logits, target),
-        "after_temperature": calibration(after, logits / predictor.assets["temperature"], target),
+        "temperature": heat,
+        "before_temperature": calibration(logits.double().softmax(1), logits, target),
+        "after_temperature": calibration(after, logits / heat, target),
         "coverage_risk": {"aurc": aurc, **_thinned(coverage, risk)},
         "classes": per_class(matrix, predictor.classes),
         "confusion_matrix": matrix.tolist(),
+        "mistakes": mistakes(photos, every / heat)[:100],
     }
+    return plain(metrics)
+
+
+def write_figures(predictor: Predictor, photos: ImageFolder, every: Tensor, run_dir: Path) -> None:
+    """The confusion matrix as a table, the contact sheet, and with matplotlib the figures; `every` as in `evaluate`."""
+    known, heat = photos.labels >= 0, predictor.assets["temperature"]
+    logits, target = every[known].double(), photos.labels[known]
+    before, after = logits.softmax(1), (logits / heat).softmax(1)
+    confidence, pred = after.max(dim=1)
+    matrix = meter.confusion_matrix(pred, target, len(predictor.classes))
     write_matrix(matrix, predictor.classes, run_dir)
-    wrong = torch.nonzero(~correct).flatten()
-    wrong = wrong[every[wrong].softmax(1).amax(1).argsort(descending=True, stable=True)]
-    metrics["mistakes"] = mistakes(photos, every / predictor.assets["temperature"], wrong[:25].tolist(), run_dir)
+    contact_sheet(photos, mistakes(photos, every / heat)[:25], run_dir / "mistakes.png")
     if report.can_draw():
         report.confusion_figure(matrix, predictor.classes, run_dir / "confusion_matrix.png")
         bins = [meter.reliability_bins(probs, target) for probs in (before, after)]
         report.reliability_figure(*bins, run_dir / "reliability.png")
+        coverage, risk, _ = meter.coverage_risk(confidence, pred == target)
         report.risk_figure(coverage, risk, run_dir / "coverage_risk.png")
-    return plain(metrics)
 
 
 def calibration(probs: Tensor, logits: Tensor, target: Tensor) -> dict:
@@ -146,22 +169,34 @@ def write_matrix(matrix: Tensor, classes: list[str], run_dir: Path) -> None:
         table.writerows([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
 
 
-def mistakes(photos: ImageFolder, logits: Tensor, wrong: list[int], run_dir: Path) -> list[dict]:
-    """The photos of `wrong` as rows and as a contact sheet, mistakes.png; logits (n, C) are after temperature."""
-    rows = []
-    cell, text = 128, 24
-    sheet = Image.new("RGB", (5 * cell, max(1, -(-len(wrong) // 5)) * (cell + text)), "white")
-    draw = ImageDraw.Draw(sheet)
+def mistakes(photos: ImageFolder, logits: Tensor) -> list[dict]:
+    """The wrong answers, the most confident first; logits (n, C) are after temperature."""
+    prob, pred = logits.double().softmax(1).max(1)
+    wrong = torch.nonzero(pred != photos.labels).flatten()
     paths = photos.paths
-    for i, index in enumerate(wrong):
-        prob, pred = logits[index].double().softmax(0).max(0)
-        true, guess = paths[index].split("/", 1)[0], photos.classes[int(pred)]
-        rows.append({"path": paths[index], "true": true, "pred": guess, "prob": prob.item()})
+    return [
+        {
+            "index": i,
+            "path": paths[i],
+            "true": class_of(paths[i]),
+            "pred": photos.classes[pred[i]],
+            "prob": float(prob[i]),
+        }
+        for i in wrong[prob[wrong].argsort(descending=True, stable=True)].tolist()
+    ]
+
+
+def contact_sheet(photos: ImageFolder, rows: list[dict], path: Path) -> None:
+    """The photos of `rows` (of `mistakes`), five in a line, with the true and the predicted class below."""
+    cell, text = 128, 24  # pixels
+    sheet = Image.new("RGB", (5 * cell, max(1, -(-len(rows) // 5)) * (cell + text)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
         x, y = i % 5 * cell, i // 5 * (cell + text)
-        sheet.paste(Image.fromarray(photos[index][0].numpy()).resize((cell, cell)), (x, y))
-        draw.text((x + 2, y + cell), f"true {true}\n{guess} {prob:.0%}"[:60], fill="black", font_size=10)
-    sheet.save(run_dir / "mistakes.png")
-    return rows
+        sheet.paste(Image.fromarray(photos[row["index"]][0].numpy()).resize((cell, cell)), (x, y))
+        told = f"true {row['true']}"[:24] + f"\n{row['pred']}"[:20] + f" {row['prob']:.0%}"
+        draw.text((x + 2, y + cell), told.encode(errors="replace").decode(), fill="black", font_size=10)
+    sheet.save(path)
 
 
 def robustness(predictor: Predictor, photos: ImageFolder, bs: int) -> dict:
@@ -210,6 +245,8 @@ def say(name: str, metrics: dict, run_dir: Path) -> None:
         print(f"classes the model does not know, counted as wrong: {metrics['unknown_classes']}")
     if metrics["skipped"]:
         print(f"skipped {metrics['skipped']} unreadable photos")
+    if metrics["also_in_train"]:
+        print(f"{len(metrics['also_in_train'])} of these photos, or near-copies of them, are in the train set")
     if "robustness" in metrics:
         print(f"mean corruption accuracy {metrics['robustness']['mean_corruption_accuracy']:.2%}")
     print(f"details: {run_dir}/metrics.json, {run_dir}/mistakes.png")

@@ -11,6 +11,7 @@ import argparse
 import csv
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,8 +89,9 @@ class Predictor:
         return {"pred": classes[0], "label": names[0], "prob": probs[0], "top": top}
 
     def predict(self, photos: list[str | Path | bytes | Image.Image]) -> list[dict]:
-        """Photos → answers in the same order. Raises PhotoError for the first one that cannot be read."""
-        return self.predict_rows([self.decode(photo) for photo in photos]) if photos else []
+        """Photos → answers in the same order, 64 at a time. Raises PhotoError for the first that cannot be read."""
+        parts = (photos[start : start + 64] for start in range(0, len(photos), 64))
+        return [answer for part in parts for answer in self.predict_rows([self.decode(photo) for photo in part])]
 
     def check_golden(self) -> None:
         """Replay the inputs stored at the end of training; raises CheckpointError where the answers moved."""
@@ -103,21 +105,28 @@ class Predictor:
             )
 
 
-def walk_photos(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def walk_photos(root: Path, passed_over: Counter[str] | None = None, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Photos under `root` in a stable order, one folder's names in memory at a time.
 
-    Hidden names are passed over, and so is a link back to a folder above.
+    Hidden names are passed over, and so is a link back to a folder above; other files are counted in `passed_over` by
+    suffix. A folder that cannot be opened comes as itself, to get its row with the reason.
     """
     real = os.path.realpath(root)
     if real in above:
         return
-    with os.scandir(root) as entries:
-        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN))
+    try:
+        with os.scandir(root) as entries:
+            listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN))
+    except OSError:
+        yield root
+        return
     for name, is_dir in listed:
         if is_dir:
-            yield from walk_photos(root / name, (*above, real))
+            yield from walk_photos(root / name, passed_over, (*above, real))
         elif name.lower().endswith(SUFFIXES):
             yield root / name
+        elif passed_over is not None:
+            passed_over[Path(name).suffix.lower() or "no suffix"] += 1
 
 
 def predict_files(predictor: Predictor, files: Iterable[Path], bs: int) -> Iterator[tuple[Path, dict, str]]:
@@ -147,14 +156,19 @@ def predict_files(predictor: Predictor, files: Iterable[Path], bs: int) -> Itera
             batch = coming
 
 
-def write_csv(predictor: Predictor, files: Iterable[Path], root: Path, out_csv: Path, bs: int, resume: bool) -> int:
-    """One row a file to `out_csv`; returns the number of rows. Paths are relative to `root` where they lie under it."""
+def write_csv(
+    predictor: Predictor, files: Iterable[Path], root: Path | None, out_csv: Path, bs: int, resume: bool
+) -> int:
+    """One row a file to `out_csv`; returns the number of rows. Paths are relative to `root`, or as given without one.
+
+    Raises UserError where there is no file at all; an earlier `out_csv` then stays.
+    """
     partial = out_csv.with_name(out_csv.name + ".partial")
     out_csv.parent.mkdir(parents=True, exist_ok=True)
     files, done = iter(files), 0
     if resume and partial.exists():
         done = _skip_done(partial, files, root, predictor.model_id)
-    progress = Progress(0, f"predicting {root}")
+    progress = Progress(0, "predicting")
     mode = "a" if done else "w"
     with open(partial, mode, newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
@@ -166,15 +180,18 @@ def write_csv(predictor: Predictor, files: Iterable[Path], root: Path, out_csv: 
             done += 1
             progress.update(1)
     progress.close()
+    if not done:
+        partial.unlink()
+        raise UserError(f"{root or 'the list'}: no photos found ({', '.join(SUFFIXES)}); nothing was written")
     os.replace(partial, out_csv)
     return done
 
 
-def _shown(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+def _shown(path: Path, root: Path | None) -> str:
+    return path.relative_to(root).as_posix() if root else str(path)
 
 
-def _skip_done(partial: Path, files: Iterator[Path], root: Path, model_id: str) -> int:
+def _skip_done(partial: Path, files: Iterator[Path], root: Path | None, model_id: str) -> int:
     """Cut a torn last row off, and step `files` over the rows that are there. Returns their number."""
     done, whole = 0, 0
     with open(partial, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -223,21 +240,30 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     predictor = Predictor.load(args.ckpt, args.device)
     check_flag("num_classes", args.num_classes, len(predictor.classes), args.ckpt)
-    root = Path(args.input_dir)
-    if not args.input_list and not root.is_dir():
-        raise UserError(f"--input_dir {root}: no such folder; wanted a folder of photos ({', '.join(SUFFIXES)})")
-    files = _listed(Path(args.input_list)) if args.input_list else walk_photos(root)
+    passed_over: Counter[str] = Counter()
+    if args.input_list:
+        root, files = None, _listed(Path(args.input_list))
+    else:
+        root = Path(args.input_dir)
+        if not root.is_dir():
+            raise UserError(f"--input_dir {root}: no such folder; wanted a folder of photos ({', '.join(SUFFIXES)})")
+        files = walk_photos(root, passed_over)
     rows = write_csv(predictor, files, root, Path(args.out_csv), args.bs, args.resume)
-    if not rows:
-        raise UserError(f"{args.input_list or root}: no photos ({', '.join(SUFFIXES)}) found; {args.out_csv} is empty")
     print(f"{rows} photos → {args.out_csv}")
+    if passed_over:
+        print(f"passed over {', '.join(f'{n} {suffix}' for suffix, n in sorted(passed_over.items()))} files")
 
 
 def _listed(path: Path) -> Iterator[Path]:
+    """The paths of a list, one a line; UserError at once where there is no such file."""
     if not path.is_file():
         raise UserError(f"--input_list {path}: no such file; wanted one photo path a line")
-    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-        yield from (Path(line.rstrip("\n")) for line in lines if line.strip())
+
+    def lines() -> Iterator[Path]:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            yield from (Path(line.rstrip("\n")) for line in file if line.strip())
+
+    return lines()
 
 
 if __name__ == "__main__":

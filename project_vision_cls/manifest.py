@@ -1,6 +1,7 @@
 """What a data set is, in words and numbers, written once a run.
 
-    write_manifest(run_dir, {"train": train_set, "val": val_set})
+    sets = {"train": train_set, "val": val_set}
+    write_manifest(run_dir, sets, make_manifest(sets))
 
 Writes `data_manifest.json` (counts, sizes, duplicates, what was skipped) and `data_files.csv` (a row for every file).
 """
@@ -22,13 +23,13 @@ from common.log import version_of
 from project_vision_cls.data import ImageFolder, class_of, groups_of
 
 
-def write_manifest(run_dir: Path, sets: dict[str, ImageFolder]) -> dict:
-    """Write `data_manifest.json` (counts, sizes, duplicates, what was skipped) and `data_files.csv` (every file).
+def make_manifest(sets: dict[str, ImageFolder]) -> dict:
+    """Counts, sizes, duplicates and what was skipped, of data sets by name.
 
-    Returns the manifest. Its `data_version` is the sha256 over sorted relative paths and file hashes.
+    Its `data_version` is the sha256 over sorted relative paths and file hashes.
     """
-    rows = [(name, photos.records[row]) for name, photos in sets.items() for row in photos.rows]
-    manifest = {
+    rows = _rows(sets)
+    return {
         "data_version": version_of({f"{name}/{record['path']}": record["sha256"] for name, record in rows}),
         "roots": {name: str(photos.root) for name, photos in sets.items()},
         "img_size": next(iter(sets.values())).img_size,
@@ -44,11 +45,19 @@ def write_manifest(run_dir: Path, sets: dict[str, ImageFolder]) -> dict:
         ],
         **_duplicates(rows, groups_of(list(sets.values()))),
     }
+
+
+def write_manifest(run_dir: Path, sets: dict[str, ImageFolder], manifest: dict) -> None:
+    """Write `data_manifest.json`, and `data_files.csv` with a row for every file."""
     text = json.dumps(manifest, indent=1) + "\n"
     replace_file(run_dir / "data_manifest.json", lambda file: file.write(text.encode()))
     skipped = [(name, record) for name, photos in sets.items() for record in photos.skipped]
-    replace_file(run_dir / "data_files.csv", lambda file: _write_table(file, [*rows, *skipped]))
-    return manifest
+    replace_file(run_dir / "data_files.csv", lambda file: _write_table(file, [*_rows(sets), *skipped]))
+
+
+def _rows(sets: dict[str, ImageFolder]) -> list[tuple[str, dict]]:
+    """(name of the set, record) of every photo that can be read, numbered as `groups_of` does."""
+    return [(name, photos.records[row]) for name, photos in sets.items() for row in photos.rows]
 
 
 def _write_table(file: BinaryIO, rows: list[tuple[str, dict]]) -> None:

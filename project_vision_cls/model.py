@@ -40,12 +40,12 @@ class SmallCNN(nn.Module):
         super().__init__()
         channels = [3] + [width * 2**i for i in range(depth)]
         blocks = [nn.Sequential(ConvBlock(a, b), nn.MaxPool2d(2)) for a, b in pairwise(channels)]
-        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(channels[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) → logits (B, num_classes)."""
-        return self.head(self.body(x))
+        return self.head(self.body(x).mean((2, 3)))
 
 
 class SmallResNet(nn.Module):
@@ -64,14 +64,12 @@ class SmallResNet(nn.Module):
             nn.Sequential(ConvBlock(w, 2 * w), nn.MaxPool2d(2), Residual(2 * w)),  # (B, 2w, 16, 16)
             nn.Sequential(ConvBlock(2 * w, 4 * w), nn.MaxPool2d(2)),  # (B, 4w, 8, 8)
             nn.Sequential(ConvBlock(4 * w, 8 * w), nn.MaxPool2d(2), Residual(8 * w)),  # (B, 8w, 4, 4)
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),  # (B, 8w)
         )
         self.head = nn.Linear(8 * w, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) → logits (B, num_classes)."""
-        return self.head(self.body(x))
+        return self.head(self.body(x).amax((2, 3)))  # adaptive pooling does not repeat on CUDA
 
 
 def build_model(config: dict, num_classes: int) -> nn.Module:

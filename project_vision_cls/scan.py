@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from common.cli import UserError
@@ -30,7 +31,7 @@ from project_vision_cls.decode import PhotoError, open_photo, read_pixels
 
 HIDDEN = (".", "__MACOSX")  # checkpoints of notebooks, `._x.jpg` of macOS, and the like
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-VERSION = 2  # of the pixels and records in the cache: raise it when decode.py or a record changes
+VERSION = 3  # of the pixels and records in the cache: raise it when decode.py or a record changes
 _BLOCK = 2048  # files in flight at once, so that memory does not grow with their number
 _DAY = 24 * 60 * 60  # seconds
 _WAVES = np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) + 1))  # (8, 32): the lowest DCT-II frequencies
@@ -101,14 +102,19 @@ def read_photos(root: Path, files: list[str], size: int, cache_dir: Path) -> tup
     folder = cache_dir / _key(root, files, size)
     found = folder.is_dir()
     cached = _load(folder, len(files))
-    if cached is None:
-        if found:  # folders come whole, so somebody deleted a part of this one
+    if cached is None or _mended(root, cached[1], size):
+        if found:  # a part of it was deleted (folders come whole), or a photo can be read now
             shutil.rmtree(folder, ignore_errors=True)
         _build(root, files, size, folder)
         cached = _load(folder, len(files))
     if cached is None:
         raise UserError(f"{folder}: cannot be read; delete it and run again, or pass another --cache_dir")
     return cached
+
+
+def _mended(root: Path, records: list[dict], size: int) -> bool:
+    """Whether a photo can be read now that could not: rights and disks change without a trace in a file's time."""
+    return any(record["error"] and not _read(root, record["path"], size)[1]["error"] for record in records)
 
 
 def _load(folder: Path, n: int) -> tuple[np.ndarray, list[dict]] | None:
@@ -123,7 +129,7 @@ def _load(folder: Path, n: int) -> tuple[np.ndarray, list[dict]] | None:
 
 
 def _key(root: Path, files: list[str], size: int) -> str:
-    digest = hashlib.sha256(f"{VERSION} {size} {root.resolve()}".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(f"{VERSION} {PIL.__version__} {size} {root.resolve()}".encode(errors="surrogateescape"))
     for name in files:
         try:
             stat = os.stat(root / name)

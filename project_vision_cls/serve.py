@@ -1,6 +1,7 @@
-"""python -m project_vision_cls.serve --ckpt runs/vision/best.pt --port 8080
+r"""python -m project_vision_cls.serve --ckpt runs/vision/best.pt --port 8080
 
-    curl -s localhost:8080/predict -d "{\\"image_base64\\": \\"$(base64 -w0 photo.jpg)\\"}"
+    (printf '{"image_base64": "'; base64 < photo.jpg | tr -d '\n'; printf '"}') |
+        curl -s localhost:8080/predict -d @-
 
 Answers POST /predict with pred, label, prob and the top five; GET /health, /live and /ready. One JSON line a request
 goes to --request_log where it is given.
@@ -8,7 +9,6 @@ goes to --request_log where it is given.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import binascii
 import io
@@ -28,8 +28,8 @@ class Photos:
     """What the server asks of a model: the Predictor, with photos as base64 text."""
 
     def __init__(self, predictor: Predictor):
-        self.model_id, self.predict_rows = predictor.model_id, predictor.predict_rows
-        self.check_golden, self.predictor = predictor.check_golden, predictor
+        self.model_id, self.predictor = predictor.model_id, predictor
+        self.predict_rows, self.check_golden = predictor.predict_rows, predictor.check_golden
         buffer = io.BytesIO()
         Image.fromarray(predictor.example).save(buffer, "PNG")
         self.example = base64.b64encode(buffer.getvalue()).decode()
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ckpt", default="runs/vision/best.pt", help="checkpoint to serve")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add_server_flags(parser, port=8080)
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     route = Route("/predict", key="image_base64", list_key="images_base64")
     sys.exit(run_server(lambda: Photos(Predictor.load(args.ckpt, args.device)), route, args))
 

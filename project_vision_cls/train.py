@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, load_ckpt, replace_file, save_ckpt
+from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, load_ckpt, replace_file, save_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
 from common.meter import AverageMeter, nll, temperature
@@ -27,7 +28,7 @@ from common.seed import seed_all
 from project_vision_cls.augment import augmented
 from project_vision_cls.data import ImageFolder, channel_stats, load_splits, make_loader
 from project_vision_cls.inference import Predictor
-from project_vision_cls.manifest import tell, write_manifest
+from project_vision_cls.manifest import make_manifest, tell, write_manifest
 from project_vision_cls.model import build_model
 
 PRESETS = {
@@ -35,13 +36,16 @@ PRESETS = {
     "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0, "cutmix": 0.5},
 }
 PHOTOS_SEEN = 200_000  # by `--epochs 0`, within 20 to 40 epochs
+toggle = argparse.BooleanOptionalAction
+whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  # may differ when a run goes on
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     args = parse(argv)
-    photos = load_data(args)  # first: a wrong folder must not set an earlier run aside
+    check_device(args.device)  # first: a wrong flag or folder must not set an earlier run aside
+    photos = load_data(args)
     with claim_run_dir(args.run_dir, args.resume) as run_dir:
         train(args, run_dir, *photos)
 
@@ -49,8 +53,21 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags, with those of --preset as defaults: a flag that is given wins."""
     parser = command_parser(__doc__)
-    add, toggle = parser.add_argument, argparse.BooleanOptionalAction
-    whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
+    add = parser.add_argument
+    add_data_flags(parser)
+    add_model_flags(parser)
+    add("--seed", type=number(int, 0, 2**32 - 1), default=42, help="of weights, order, augmentation and the split")
+    add("--deterministic", action=toggle, default=False, help="refuse CUDA kernels that do not repeat")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    add("--run_dir", default="runs/vision", help="where everything is written")
+    add("--resume", action=toggle, default=False, help="go on with the run in --run_dir")
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("-h", "--help")]
+    parser.set_defaults(**PRESETS[parser.parse_known_args(words)[0].preset])  # so that --help shows them too
+    return parser.parse_args(argv)
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Which photos, and how they are varied."""
     data = parser.add_argument_group("data").add_argument
     data("--train_root", default="data/vision/train", help="folder with one folder of photos a class")
     data("--val_root", help="the same for validation (default: val, valid or validation beside --train_root)")
@@ -73,8 +90,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     look("--mixup", type=some, default=0.0, help="alpha of mixup; 0 is off")
     look("--cutmix", type=share, default=0.0, help="chance of cutmix for a batch")
     look("--label_smoothing", type=share, default=0.1, help="share of the target spread over all classes")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The net and how it is trained."""
     net = parser.add_argument_group("model and optimisation").add_argument
-    net("--preset", choices=PRESETS, default="quick", help="accurate: some 10 minutes on 2 cores, for real photos")
+    net("--preset", choices=PRESETS, default="quick", help=f"accurate, for real photos: {PRESETS['accurate']}")
     net("--arch", choices=["resnet", "cnn"], default="resnet", help="SmallResNet or SmallCNN")
     net("--width", type=whole, default=16, help="channels of the first block")
     net("--depth", type=number(int, 1, 4), default=3, help="blocks of SmallCNN")
@@ -91,19 +112,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     net("--patience", type=count, default=5, help="epochs without improvement before stopping; 0 never stops")
     net("--amp", action=toggle, default=True, help="mixed precision on CUDA")
     net("--cpu_bf16", action=toggle, default=False, help="bf16 on the CPU too (slower on most)")
-    add("--seed", type=int, default=42, help="of weights, order, augmentation and the validation split")
-    add("--deterministic", action=toggle, default=False, help="refuse CUDA kernels that do not repeat")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add("--run_dir", default="runs/vision", help="where everything is written")
-    add("--resume", action=toggle, default=False, help="go on with the run in --run_dir")
-    parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
-    return parser.parse_args(argv)
 
 
 def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_set: ImageFolder) -> None:
     """One run, from photos to best.pt; `args` as `parse` gives them."""
-    start, device = time.monotonic(), torch.device(args.device)
-    manifest = write_manifest(run_dir, {"train": train_set, "val": val_set})
+    device = torch.device(args.device)
+    sets = {"train": train_set, "val": val_set}
+    manifest = make_manifest(sets)
     tell(manifest)
     config, assets = describe(args, train_set, val_set)
     base = {"project": "vision", "config": config, "provenance": provenance(args.seed, manifest["data_version"])}
@@ -119,6 +134,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
     class_weights = balanced_weights(train_set).to(device) if args.class_weights else None
     state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
     history = restore(run_dir, base, **state) if args.resume else []
+    write_manifest(run_dir, sets, manifest)  # after restore, which refuses other photos
 
     for epoch in range(len(history), epochs):
         if stopper.should_stop:
@@ -161,7 +177,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
         opt = {name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
-    finish(run_dir, history, time.monotonic() - start)
+    finish(run_dir, history)
 
 
 def load_data(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
@@ -178,6 +194,7 @@ def describe(args: argparse.Namespace, train_set: ImageFolder, val_set: ImageFol
     """The config (flags with what was worked out for them) and the assets that a checkpoint carries."""
     epochs = args.epochs or min(max(round(PHOTOS_SEEN / len(train_set)), 20), 40)
     found = {"img_size": train_set.img_size, "epochs": epochs, "val_root": str(val_set.root)}
+    found["held_out"] = val_set.root == train_set.root  # the validation part is named in data_files.csv
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
     mean, std = channel_stats(train_set)
     normaliser = {"mean": mean, "std": std}
@@ -265,12 +282,14 @@ def say(line: dict, epochs: int) -> None:
     )
 
 
-def finish(run_dir: Path, history: list[dict], seconds: float) -> None:
-    """Write metrics.json and say what was reached and where it lies."""
+def finish(run_dir: Path, history: list[dict]) -> None:
+    """Put the best epoch into metrics.json as its part "train", and say what was reached and where it lies."""
     best = max(history, key=lambda line: line["epoch"] if line["best"] else 0)
-    metrics = {"train": {"best_epoch": best["epoch"], "epochs": len(history), "seconds": seconds, **best}}
-    text = json.dumps(metrics, indent=1) + "\n"
-    replace_file(run_dir / "metrics.json", lambda file: file.write(text.encode()))
+    seconds = sum(line["seconds"] for line in history)
+    path = run_dir / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    metrics["train"] = {**best, "best_epoch": best["epoch"], "epochs": len(history), "seconds": seconds}
+    replace_file(path, lambda file: file.write((json.dumps(metrics, indent=1) + "\n").encode()))
     print(f"best: epoch {best['epoch']}, val_acc {best['val_acc']:.2%}, {seconds:.0f} s → {run_dir}/best.pt")
     print(f"next: python -m project_vision_cls.eval --ckpt {run_dir}/best.pt")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from project_vision_cls import train
 from tests.conftest import ROOT, python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,6 +82,16 @@ def test_make_test_runs_the_suite_and_ci_runs_make_test():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     for command in ("make demo", "make test"):
         assert f"```sh\n{command}\n```" in README
+
+
+def test_the_page_is_finished_and_says_what_the_preset_is():
+    assert re.findall(r"\b[TC]_[A-Z]+\b", README) == []
+    (flags,) = re.findall(r"`--preset accurate` stands for `([^`]*)`", README)
+    words = flags.split()
+    assert {name.strip("-"): float(value) for name, value in zip(words[::2], words[1::2], strict=True)} == (
+        train.PRESETS["accurate"]
+    )
+    assert f"{train.PHOTOS_SEEN:,} photos" in README
 
 
 def test_every_command_of_the_page_is_run_here():

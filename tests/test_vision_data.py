@@ -31,7 +31,15 @@ from project_vision_cls.data import (
     to_tensor,
 )
 from project_vision_cls.decode import decode
-from project_vision_cls.manifest import held_out, tell, write_manifest
+from project_vision_cls import manifest as manifests
+from project_vision_cls.manifest import held_out, tell
+
+
+def write_manifest(run_dir: Path, sets: dict) -> dict:
+    """As training does it."""
+    manifest = manifests.make_manifest(sets)
+    manifests.write_manifest(run_dir, sets, manifest)
+    return manifest
 
 
 def put(path, seed, size=(20, 24)):
@@ -69,7 +77,7 @@ def test_layouts_that_are_refused_in_words(tmp_path, cache):
         "missing": "no such folder",
         "empty": "no photos",
         "flat": "3 photos outside class folders",
-        "splits": "which are splits; pass --train_root .*splits/train",
+        "splits": "which are splits; pass .*splits/train",
     }
     (tmp_path / "empty").mkdir()
     for k in range(3):

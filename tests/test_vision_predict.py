@@ -25,6 +25,7 @@ from common.amp_ckpt import CheckpointError, load_ckpt, save_ckpt
 from common.cli import UserError
 from project_vision_cls import eval as evaluation
 from project_vision_cls import inference
+from project_vision_cls.data import ImageFolder, make_loader
 from project_vision_cls.decode import PhotoError
 from project_vision_cls.inference import Predictor, walk_photos, write_csv
 from tests.conftest import COLOURS, ROOT, patch, python
@@ -218,8 +219,9 @@ def test_eval_counts_classes_the_model_does_not_know_as_wrong(colour_photos, col
         for file in (colour_photos / "test" / split).iterdir():
             (root / name / file.name).write_bytes(file.read_bytes())
     predictor = Predictor.load(colour_run / "best.pt")
-    photos = evaluation.ImageFolder(root, predictor.classes, predictor.img_size, tmp_path / "cache")
-    scores = evaluation.evaluate(predictor, photos, 8, tmp_path)
+    photos = ImageFolder(root, predictor.classes, predictor.img_size, tmp_path / "cache")
+    logits = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, 8)])
+    scores = evaluation.evaluate(predictor, photos, logits)
     assert scores["unknown_classes"] == {"orange": 6}
     assert scores["accuracy"] == pytest.approx(0.5)
     assert scores["classes"]["blue"]["support"] == 0

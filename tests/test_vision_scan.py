@@ -23,7 +23,7 @@ from common.cli import UserError
 from project_vision_cls import scan
 from project_vision_cls.data import ImageFolder
 from project_vision_cls.decode import decode
-from project_vision_cls.manifest import write_manifest
+from project_vision_cls.manifest import make_manifest, write_manifest
 from project_vision_cls.scan import duplicate_groups, list_photos, near_pairs, phash, read_photos, usual_side
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,7 +178,7 @@ def test_odd_names_survive_to_records_cache_and_csv(tmp_path):
         photos = ImageFolder(root, cache_dir=tmp_path / "cache", img_size=16)
         assert set(photos.paths) == {f"{kind}/{name}" for kind in ("a, b", "b") for name in ODD_NAMES}
         assert photos.classes == ["a, b", "b"]
-    write_manifest(tmp_path, {"train": photos})
+    write_manifest(tmp_path, {"train": photos}, make_manifest({"train": photos}))
     with open(tmp_path / "data_files.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert [row["path"] for row in csv.DictReader(file)] == photos.paths
 
