@@ -19,6 +19,7 @@ from PIL import Image
 from common.cli import UserError
 from common.seed import seed_all
 from project_vision_cls import data
+from project_vision_cls import manifest as manifests
 from project_vision_cls.data import (
     ImageFolder,
     channel_stats,
@@ -31,7 +32,6 @@ from project_vision_cls.data import (
     to_tensor,
 )
 from project_vision_cls.decode import decode
-from project_vision_cls import manifest as manifests
 from project_vision_cls.manifest import held_out, tell
 
 

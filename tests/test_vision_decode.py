@@ -212,8 +212,8 @@ def test_pixels_can_be_written_to():
 def test_large_jpeg_is_decoded_at_a_fraction(monkeypatch):
     data = encoded(picture(2000, 1500), "JPEG", quality=95)
     sizes = []
-    to_rgb = module._to_rgb
-    monkeypatch.setattr(module, "_to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    to_8_bit = module._to_8_bit
+    monkeypatch.setattr(module, "_to_8_bit", lambda image: sizes.append(image.size) or to_8_bit(image))
     quick = decode(data, 96).astype(int)
     whole = Image.open(io.BytesIO(data))
     whole.load()

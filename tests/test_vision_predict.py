@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,19 @@ def test_one_row_a_file_also_for_unreadable_ones(colour_run, odd_photos, tmp_pat
         assert rows[name]["label"] == rows[name]["prob"] == ""
 
 
+def test_other_files_are_counted_and_nothing_found_writes_nothing(colour_run, odd_photos, tmp_path, capsys):
+    shared = ["--ckpt", str(colour_run / "best.pt"), "--out_csv", str(tmp_path / "p.csv")]
+    inference.main([*shared, "--input_dir", str(odd_photos)])
+    assert "passed over 1 .txt files" in capsys.readouterr().out
+    before = (tmp_path / "p.csv").read_bytes()
+    (tmp_path / "empty").mkdir()
+    for wrong in (["--input_dir", str(tmp_path / "empty")], ["--input_list", str(tmp_path / "none.txt")]):
+        with pytest.raises(UserError):
+            inference.main([*shared, *wrong])
+    assert (tmp_path / "p.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".partial")) == ["p.csv"]
+
+
 def test_a_list_of_files_in_its_own_order(colour_run, odd_photos, tmp_path):
     names = [str(odd_photos / "sub" / "deep" / "z.PNG"), str(odd_photos / "gone.jpg"), str(odd_photos / "a.jpg")]
     (tmp_path / "list.txt").write_text("\n".join(names))
@@ -225,6 +239,26 @@ def test_eval_counts_classes_the_model_does_not_know_as_wrong(colour_photos, col
     assert scores["unknown_classes"] == {"orange": 6}
     assert scores["accuracy"] == pytest.approx(0.5)
     assert scores["classes"]["blue"]["support"] == 0
+
+
+def test_eval_takes_class_names_as_they_come_and_tells_photos_that_train_has(colour_photos, tmp_path):
+    for split in ("train", "val"):
+        for name, odd in zip(COLOURS, ["$c_$", "한국어", os.fsdecode(b"latin-\xe9")], strict=True):
+            shutil.copytree(colour_photos / split / name, tmp_path / "odd" / split / odd)
+    copied = tmp_path / "odd" / "val" / "$c_$" / "copy.png"
+    shutil.copy(tmp_path / "odd" / "train" / "$c_$" / "0.png", copied)
+    cache = ["--cache_dir", tmp_path / "cache"]
+    done = python(
+        "project_vision_cls.train", "--train_root", tmp_path / "odd" / "train", "--run_dir", tmp_path / "run",
+        "--epochs", 1, "--bs", 16, "--width", 4, *cache,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = python("project_vision_cls.eval", "--ckpt", tmp_path / "run" / "best.pt", *cache)
+    assert done.returncode == 0, done.stderr
+    assert "1 of these photos, or near-copies of them, are in the train set" in done.stdout
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["eval"]["val"]
+    assert scores["also_in_train"] == ["$c_$/copy.png"]
+    assert set(scores["classes"]) == {"$c_$", "latin-\udce9", "한국어"}
 
 
 def test_temperature_changes_confidence_and_never_the_class(colour_photos, colour_run):

@@ -450,3 +450,22 @@ def test_records_are_plain_json(photos, tmp_path):
     _, records = read(photos, tmp_path / "cache")
     lines = next((tmp_path / "cache").rglob("records.jsonl")).read_bytes().splitlines()
     assert [json.loads(line) for line in lines] == records
+
+
+def test_a_photo_that_can_be_read_again_is_read_again(tmp_path, monkeypatch):
+    """Rights and disks come back without a trace in the file's time: the cache must not keep the error for ever."""
+    put(tmp_path / "photos" / "a" / "1.jpg", 1)
+    put(tmp_path / "photos" / "a" / "2.jpg", 2)
+    names, cache = ["a/1.jpg", "a/2.jpg"], tmp_path / "cache"
+    read = scan._read
+
+    def denied(root, name, size):
+        pixels, record = read(root, name, size)
+        return (None, {**record, "error": "Permission denied"}) if name == "a/2.jpg" else (pixels, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "_read", denied)
+        assert [r["error"] for r in read_photos(tmp_path / "photos", names, 32, cache)[1]] == ["", "Permission denied"]
+    images, records = read_photos(tmp_path / "photos", names, 32, cache)
+    assert [r["error"] for r in records] == ["", ""]
+    assert images[1].any()

@@ -104,8 +104,27 @@ def test_resume_refuses_other_flags_and_other_photos(colour_photos, colour_run, 
     assert "Traceback" not in done.stderr
 
 
+def test_a_refused_resume_changes_nothing(colour_photos, tmp_path):
+    """The split that a run made is kept in its files: another seed must not write its own over it."""
+    alone = tmp_path / "photos"
+    alone.symlink_to(colour_photos / "train")
+    flags = ["--train_root", f"{alone}/", "--run_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache", *SMALL]
+    assert python("project_vision_cls.train", *flags, "--epochs", 1).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for wrong in (["--seed", 7], ["--device", "cuda:99"], ["--device", "toaster"], ["--epochs", 2]):
+        done = python("project_vision_cls.train", *flags, "--epochs", 1, "--resume", *wrong)
+        assert done.returncode == 2, done.stdout
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    scored = python("project_vision_cls.eval", "--ckpt", tmp_path / "run/best.pt", "--cache_dir", tmp_path / "cache")
+    assert scored.returncode == 0, scored.stderr
+    assert "val: 9 photos" in scored.stdout
+
+
 def test_a_finished_run_resumes_to_itself(colour_photos, colour_run):
     before = (colour_run / "best.pt").read_bytes()
+    metrics = json.loads((colour_run / "metrics.json").read_text())
+    (colour_run / "metrics.json").write_text(json.dumps({**metrics, "eval": {"kept": 1}}))
     config = load_ckpt(colour_run / "last.pt")["config"]
     flags = ["--epochs", 6, "--bs", 8, "--lr", 1e-2, "--width", 4, "--cache_dir", colour_run.parent / "cache"]
     done = python(
@@ -113,6 +132,11 @@ def test_a_finished_run_resumes_to_itself(colour_photos, colour_run):
     )
     assert done.returncode == 0, done.stderr
     assert (colour_run / "best.pt").read_bytes() == before
+    metrics = json.loads((colour_run / "metrics.json").read_text())
+    assert metrics["eval"] == {"kept": 1}
+    assert metrics["train"]["seconds"] == pytest.approx(
+        sum(line["seconds"] for line in read_jsonl(colour_run / "train.jsonl")[0])
+    )
     assert "best: epoch" in done.stdout
 
 
