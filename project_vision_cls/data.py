@@ -250,3 +250,9 @@ def channel_stats(photos: ImageFolder, sample: int = 5000) -> tuple[list[float],
     variance = (counts * (level - mean[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
     std = np.sqrt(variance).clip(min=1 / 255)  # a set of flat pictures must not divide by zero
     return mean.tolist(), std.tolist()
+
+
+def balanced_weights(photos: ImageFolder) -> Tensor:
+    """(C,) weights in inverse proportion to the class counts; their mean over the photos is 1."""
+    counts = torch.bincount(photos.labels, minlength=len(photos.classes)).clamp(min=1)
+    return len(photos) / (len(photos.classes) * counts.float())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,7 +36,8 @@ COLUMNS = ["path", "pred", "label", "prob", "status", "model_id"]
 class Predictor:
     """A trained model with all it needs to turn photos into answers; evaluation, inference and serving share it.
 
-    assets: classes (names in label order), normaliser (mean, std), img_size (pixels), temperature.
+    assets: classes (names in label order), normaliser (mean, std), img_size (pixels), temperature, and mirror: whether
+    the answer is the mean over the photo and its mirror image.
     """
 
     def __init__(self, model: torch.nn.Module, assets: dict, device: str | torch.device = "cpu", model_id: str = ""):
@@ -71,7 +73,10 @@ class Predictor:
         """(B, S, S, 3) uint8 → (B, C) float32 on the CPU, before temperature."""
         normaliser = self.assets["normaliser"]
         x = to_input(pixels.to(self.device), normaliser["mean"], normaliser["std"])
-        return self.model(x).float().cpu()
+        if not self.assets["mirror"]:
+            return self.model(x).float().cpu()
+        looks = torch.stack([self.model(x), self.model(x.flip(3))]).float().log_softmax(2)
+        return (looks.logsumexp(0) - math.log(2)).cpu()  # log of the mean probability
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 → (B, C) calibrated probabilities, in float64 so that equal inputs give equal digits."""

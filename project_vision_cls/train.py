@@ -13,27 +13,26 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, load_ckpt, replace_file, save_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
-from common.meter import AverageMeter, nll, temperature
+from common.meter import AverageMeter
 from common.muon import Muon
 from common.run_dir import claim_run_dir
 from common.seed import seed_all
 from project_vision_cls.augment import augmented
-from project_vision_cls.data import ImageFolder, channel_stats, load_splits, make_loader
+from project_vision_cls.calibrate import calibrated, mirror_best, validate
+from project_vision_cls.data import ImageFolder, balanced_weights, channel_stats, load_splits, make_loader
 from project_vision_cls.inference import Predictor
 from project_vision_cls.manifest import make_manifest, tell, write_manifest
 from project_vision_cls.model import build_model
 
 PRESETS = {
     "quick": {},  # the flags' own defaults
-    "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0, "cutmix": 0.5},
+    "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0, "cutmix": 0.5, "mirror": True},
 }
 PHOTOS_SEEN = 200_000  # by `--epochs 0`, within 20 to 40 epochs
 toggle = argparse.BooleanOptionalAction
@@ -109,6 +108,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     net("--clip", type=some, default=1.0, help="largest gradient norm; 0 is off")
     net("--ema", action=toggle, default=True, help="evaluate, save and serve an average of the weights")
     net("--ema_decay", type=share, default=0.998, help="decay of that average, per update")
+    net("--mirror", action=toggle, default=False, help="answer with the mean over the photo and its mirror image")
     net("--patience", type=count, default=5, help="epochs without improvement before stopping; 0 never stops")
     net("--amp", action=toggle, default=True, help="mixed precision on CUDA")
     net("--cpu_bf16", action=toggle, default=False, help="bf16 on the CPU too (slower on most)")
@@ -130,7 +130,14 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
     scaler = AmpScaler(device, args.amp, args.cpu_bf16, args.clip)
     ema = EMA(model, args.ema_decay) if args.ema else None
     stopper = EarlyStopper(args.patience, mode="max")
-    loader = make_loader(train_set, args.bs, True, args.workers, True, chances(train_set) if args.balanced else None)
+    loader = make_loader(
+        train_set,
+        args.bs,
+        True,
+        args.workers,
+        True,
+        balanced_weights(train_set)[train_set.labels] if args.balanced else None,
+    )
     class_weights = balanced_weights(train_set).to(device) if args.class_weights else None
     state = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "stopper": stopper}
     history = restore(run_dir, base, **state) if args.resume else []
@@ -177,6 +184,8 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
         opt = {name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
+    if args.mirror:
+        mirror_best(run_dir / "best.pt", val_set, args.bs, device)
     finish(run_dir, history)
 
 
@@ -198,7 +207,8 @@ def describe(args: argparse.Namespace, train_set: ImageFolder, val_set: ImageFol
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
     mean, std = channel_stats(train_set)
     normaliser = {"mean": mean, "std": std}
-    return config, {"classes": train_set.classes, "normaliser": normaliser, "img_size": train_set.img_size}
+    assets = {"classes": train_set.classes, "normaliser": normaliser, "img_size": train_set.img_size, "mirror": False}
+    return config, assets
 
 
 def make_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -214,43 +224,6 @@ def rate(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step` of `total`: up over the share `warmup` of them, then down to 0."""
     done = (step + 1) / (total + 1)
     return done / warmup if done < warmup else (1 - done) / (1 - warmup)
-
-
-def chances(photos: ImageFolder) -> Tensor:
-    """(n,) chance of every photo that draws each class equally often."""
-    return balanced_weights(photos)[photos.labels]
-
-
-def balanced_weights(photos: ImageFolder) -> Tensor:
-    """(C,) weights in inverse proportion to the class counts; their mean over the photos is 1."""
-    counts = torch.bincount(photos.labels, minlength=len(photos.classes)).clamp(min=1)
-    return len(photos) / (len(photos.classes) * counts.float())
-
-
-def validate(predictor: Predictor, photos: ImageFolder, bs: int) -> tuple[dict, Tensor]:
-    """Scores and logits (n, C). A photo of a class that is not in the train set counts as wrong, and has no loss."""
-    logits = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, bs)])
-    known = photos.labels >= 0
-    accuracy = (logits.argmax(dim=1) == photos.labels).double().mean().item()
-    return {"val_loss": float(nll(logits[known], photos.labels[known])), "val_acc": accuracy}, logits
-
-
-def calibrated(predictor: Predictor, val_set: ImageFolder, logits: Tensor) -> dict:
-    """What a checkpoint holds beyond the weights, from the validation logits (n, C).
-
-    The temperature, the reference that monitoring compares with, and golden inputs with their probabilities.
-    """
-    known = val_set.labels >= 0
-    predictor.assets = {**predictor.assets, "temperature": temperature(logits[known], val_set.labels[known])}
-    probs = (logits.double() / predictor.assets["temperature"]).softmax(dim=1)
-    confidence, pred = probs.max(dim=1)
-    reference = {
-        "pred_counts": torch.bincount(pred, minlength=probs.shape[1]).tolist(),
-        "confidence": confidence[:: max(1, len(confidence) // 1000)].tolist(),
-    }
-    pixels = val_set[np.linspace(0, len(val_set) - 1, 4).astype(int).tolist()][0]
-    golden = {"pixels": pixels, "probs": predictor.probabilities(pixels)}
-    return {"assets": predictor.assets, "reference": reference, "golden": golden}
 
 
 def restore(run_dir: Path, base: dict, **parts: object) -> list[dict]:

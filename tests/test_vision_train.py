@@ -17,6 +17,7 @@ from common.amp_ckpt import load_ckpt
 from common.cli import UserError
 from common.log import read_jsonl
 from project_vision_cls import train
+from project_vision_cls.calibrate import validate
 from project_vision_cls.data import ImageFolder
 from project_vision_cls.inference import Predictor
 from tests.conftest import ROOT, python
@@ -121,6 +122,21 @@ def test_a_refused_resume_changes_nothing(colour_photos, tmp_path):
     assert "val: 9 photos" in scored.stdout
 
 
+def test_mirror_answers_with_the_mean_of_two_looks(colour_photos, tmp_path):
+    shared = ["--train_root", str(colour_photos / "train"), "--run_dir", str(tmp_path), "--epochs", "2", "--bs", "8"]
+    train.main([*shared, "--width", "4", "--lr", "1e-2", "--cache_dir", str(colour_photos / "cache"), "--mirror"])
+    predictor = Predictor.load(tmp_path / "best.pt")
+    predictor.check_golden()
+    photos = ImageFolder(colour_photos / "val", predictor.classes, predictor.img_size, colour_photos / "cache")
+    assert validate(predictor, photos, 8)[0] == load_ckpt(tmp_path / "best.pt")["metrics"]
+    pixels = photos[list(range(len(photos)))][0]
+    one, other = (predictor.logits(view).softmax(1) for view in (pixels, pixels.flip(2)))
+    assert torch.allclose(one, other, atol=1e-6)
+    predictor.assets = {**predictor.assets, "mirror": False}
+    looks = torch.stack([predictor.logits(view).softmax(1) for view in (pixels, pixels.flip(2))])
+    assert torch.allclose(looks.mean(0), one, atol=1e-6)
+
+
 def test_a_finished_run_resumes_to_itself(colour_photos, colour_run):
     before = (colour_run / "best.pt").read_bytes()
     metrics = json.loads((colour_run / "metrics.json").read_text())
@@ -145,7 +161,7 @@ def test_what_is_scored_is_what_is_saved(colour_photos, colour_run):
     ckpt = load_ckpt(colour_run / "best.pt", project="vision")
     predictor = Predictor.load(colour_run / "best.pt")
     photos = ImageFolder(colour_photos / "val", predictor.classes, predictor.img_size, colour_run.parent / "cache")
-    scores, _ = train.validate(predictor, photos, bs=7)
+    scores, _ = validate(predictor, photos, bs=7)
     assert scores["val_acc"] == ckpt["metrics"]["val_acc"]
     assert scores["val_loss"] == pytest.approx(ckpt["metrics"]["val_loss"], abs=1e-6)
     last = load_ckpt(colour_run / "last.pt")

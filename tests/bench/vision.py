@@ -8,8 +8,10 @@ decoding + model alone. Prints what it does; with --json the last line is one JS
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -56,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
 def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
     """Train and score one seed, through the commands; {"accuracy", "ece", ...} on test."""
     run_dir = out / f"seed{seed}"
-    roots = f"--train_root {data}/train --val_root {data}/val"
+    roots, cache = ["--train_root", data / "train", "--val_root", data / "val"], ["--cache_dir", out / "cache"]
     start = time.monotonic()
-    _python(f"project_vision_cls.train {roots} {flags} --seed {seed} --run_dir {run_dir} --cache_dir {out}/cache")
+    _python("project_vision_cls.train", *roots, *flags.split(), "--seed", seed, "--run_dir", run_dir, *cache)
     seconds = time.monotonic() - start  # of the whole command: the first seed also reads the photos
     for split in ("val", "test"):
-        _python(f"project_vision_cls.eval --ckpt {run_dir}/best.pt --val_root {data}/{split} --cache_dir {out}/cache")
+        _python("project_vision_cls.eval", "--ckpt", run_dir / "best.pt", "--val_root", data / split, *cache)
     metrics = json.loads((run_dir / "metrics.json").read_text())
     test, val = metrics["eval"]["test"], metrics["eval"]["val"]
     epochs, _ = read_jsonl(run_dir / "train.jsonl")
@@ -77,9 +79,9 @@ def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
     }
 
 
-def _python(line: str) -> None:
-    print(f"$ python -m {line}", flush=True)
-    subprocess.run([sys.executable, "-m", *line.split()], check=True)
+def _python(*words: object) -> None:
+    print(f"$ python -m {shlex.join(map(str, words))}", flush=True)
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def summary(runs: list[dict]) -> dict:
@@ -102,7 +104,7 @@ def interleaved(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
     """Photos/s of the training loop (loader, augmentation, EMA and all) over those of a bare loop, same net."""
-    flags = train.parse(f"--train_root {data}/train --cache_dir {out}/cache {args.flags}".split())
+    flags = train.parse(["--train_root", str(data / "train"), "--cache_dir", str(out / "cache"), *args.flags.split()])
     photos, _ = train.load_data(flags)
     mean, std = channel_stats(photos)
     config = {"arch": flags.arch, "width": flags.width, "depth": flags.depth, "img_size": photos.img_size}
@@ -119,11 +121,13 @@ def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
             scaler.step(loss, optimizer, model.parameters(), step)
             ema.update(model)
 
-    pixels, labels = next(iter(make_loader(photos, flags.bs, drop_last=True)))
-    x = to_input(pixels, mean, std)
+    loader = make_loader(photos, flags.bs, shuffle=True, drop_last=True)
+    cached = [
+        (to_input(pixels, mean, std), labels) for _, (pixels, labels) in zip(range(args.steps), loader, strict=False)
+    ]
 
     def bare() -> None:
-        for _ in range(args.steps):
+        for _, (x, labels) in zip(range(args.steps), itertools.cycle(cached), strict=False):
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(x), labels).backward()
             optimizer.step()
