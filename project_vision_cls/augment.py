@@ -26,8 +26,8 @@ def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False)
     pad = min(pad, s - 1)  # there is no more to mirror
     whole = torch.int32 if b * s * s < 2**31 else torch.int64  # half the memory to write and read again
     rows, columns = (_window(b, s, pad, flip, device).to(whole) for flip in (vflip, hflip))  # (B, S) each
-    photo = torch.arange(b, device=device, dtype=whole)[:, None, None] * (s * s)
-    index = photo + rows[:, :, None] * s + columns[:, None, :]
+    photo = torch.arange(b, device=device, dtype=whole)[:, None] * (s * s)
+    index = (photo + rows * s)[:, :, None] + columns[:, None, :]
     return pixels.reshape(-1, 3).index_select(0, index.view(-1)).view_as(pixels)
 
 
