@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.robustness:
         metrics["robustness"] = robustness(predictor, photos, args.bs)
     write_metrics(run_dir / "metrics.json", name, metrics)
-    write_figures(predictor, photos, logits, run_dir)
+    write_figures(metrics, photos, run_dir)
     say(name, metrics, run_dir)
 
 
@@ -119,21 +119,18 @@ def evaluate(predictor: Predictor, photos: ImageFolder, every: Tensor) -> dict:
     return plain(metrics)
 
 
-def write_figures(predictor: Predictor, photos: ImageFolder, every: Tensor, run_dir: Path) -> None:
-    """The confusion matrix as a table, the contact sheet, and with matplotlib the figures; `every` as in `evaluate`."""
-    known, heat = photos.labels >= 0, predictor.assets["temperature"]
-    logits, target = every[known].double(), photos.labels[known]
-    before, after = logits.softmax(1), (logits / heat).softmax(1)
-    confidence, pred = after.max(dim=1)
-    matrix = meter.confusion_matrix(pred, target, len(predictor.classes))
-    write_matrix(matrix, predictor.classes, run_dir)
-    contact_sheet(photos, mistakes(photos, every / heat)[:25], run_dir / "mistakes.png")
+def write_figures(metrics: dict, photos: ImageFolder, run_dir: Path) -> None:
+    """What `evaluate` found, to look at: the confusion matrix, the contact sheet, and with matplotlib the figures."""
+    matrix, curve = torch.tensor(metrics["confusion_matrix"]), metrics["coverage_risk"]
+    write_matrix(matrix, photos.classes, run_dir)
+    contact_sheet(photos, metrics["mistakes"][:25], run_dir / "mistakes.png")
     if report.can_draw():
-        report.confusion_figure(matrix, predictor.classes, run_dir / "confusion_matrix.png")
-        bins = [meter.reliability_bins(probs, target) for probs in (before, after)]
+        report.confusion_figure(matrix, photos.classes, run_dir / "confusion_matrix.png")
+        tables = (metrics[when]["reliability"] for when in ("before_temperature", "after_temperature"))
+        # an empty bin is the text "NaN" in plain values, which float() reads back
+        bins = [{key: torch.tensor([float(v) for v in values]) for key, values in table.items()} for table in tables]
         report.reliability_figure(*bins, run_dir / "reliability.png")
-        coverage, risk, _ = meter.coverage_risk(confidence, pred == target)
-        report.risk_figure(coverage, risk, run_dir / "coverage_risk.png")
+        report.risk_figure(torch.tensor(curve["coverage"]), torch.tensor(curve["risk"]), run_dir / "coverage_risk.png")
 
 
 def calibration(probs: Tensor, logits: Tensor, target: Tensor) -> dict:
