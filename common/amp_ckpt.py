@@ -156,14 +156,15 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float = 0.998):
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.updates = decay, 0
+        self.averaged = _tensors(self.module)  # listing them takes as long as averaging them
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average one step towards `model`."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        floats = [(a, c) for a, c in pairs if a.is_floating_point()]
+        pairs = list(zip(self.averaged, _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [c for _, c in floats], weight)
         for a, c in pairs:
             if not a.is_floating_point():

@@ -24,19 +24,23 @@ def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False)
     """
     b, s, device = len(pixels), pixels.shape[1], pixels.device
     pad = min(pad, s - 1)  # there is no more to mirror
-    whole = torch.int32 if b * s * s < 2**31 else torch.int64  # half the memory to write and read again
-    rows, columns = (_window(b, s, pad, flip, device).to(whole) for flip in (vflip, hflip))  # (B, S) each
-    photo = torch.arange(b, device=device, dtype=whole)[:, None] * (s * s)
-    index = (photo + rows * s)[:, :, None] + columns[:, None, :]
-    return pixels.reshape(-1, 3).index_select(0, index.view(-1)).view_as(pixels)
+    # whole rows and photos are cheap to move; a gather of single pixels takes twice as long
+    row = torch.arange(s, device=device) + torch.randint(-pad, pad + 1, (b, 1), device=device)
+    row = (s - 1) - ((s - 1) - row.abs()).abs()  # mirrored at both ends
+    row = torch.where(_chosen(b, vflip, device)[:, None], row.flip(1), row)
+    row += torch.arange(0, b * s, s, device=device)[:, None]
+    pixels = pixels.reshape(b * s, s * 3).index_select(0, row.view(-1)).view(b, s, s, 3)
+    borders = pixels[:, :, 1 : pad + 1].flip(2), pixels[:, :, s - 1 - pad : s - 1].flip(2)
+    wide = torch.cat([borders[0], pixels, borders[1]], 2) if pad else pixels
+    lefts = torch.randint(2 * pad + 1, (b,)).tolist()
+    mirrored = _chosen(b, hflip, device).tolist()
+    wide = [photo.flip(1) if mirror else photo for photo, mirror in zip(wide, mirrored, strict=True)]
+    return torch.stack([photo[:, left : left + s] for photo, left in zip(wide, lefts, strict=True)])
 
 
-def _window(b: int, s: int, pad: int, flip: bool, device: torch.device) -> Tensor:
-    """(B, S) source positions of a shifted, perhaps reversed axis, mirrored at both ends."""
-    position = torch.arange(s, device=device) + torch.randint(-pad, pad + 1, (b, 1), device=device)
-    position = (s - 1) - ((s - 1) - position.abs()).abs()
-    reverse = torch.rand(b, 1, device=device) < (0.5 if flip else 0.0)
-    return torch.where(reverse, position.flip(1), position)
+def _chosen(b: int, some: bool, device: torch.device) -> Tensor:
+    """(B,) bool: every other photo by chance, or none."""
+    return torch.rand(b, device=device) < (0.5 if some else 0.0)
 
 
 def erase(pixels: Tensor, share: float) -> Tensor:
