@@ -2,12 +2,14 @@
 
     batcher = MicroBatcher(done, max_batch=32, window_ms=5.0, queue=256)    # done(jobs) is called in its thread
     batcher.start()
-    batcher.call(lambda: batcher.use(predictor.predict_rows)).result()
     if batcher.reserve():                       # False: the queue is full
-        batcher.submit(Job([row], deadline))    # once decoded; job.results is filled when done(jobs) gets the job
+        job = Job(deadline)
+        job.set_rows([row], predictor.predict_rows)
+        batcher.submit(job)                     # job.results is filled when done(jobs) gets the job
 
 An idle thread takes what is there at once; batches form while it works. Only after a batch, and only while further
-accepted rows are still being decoded, it waits for them, `window_ms` at most.
+accepted rows are still being decoded, it waits for them, `window_ms` at most. A batch holds rows of one model: while
+a model is being replaced, the rows that were decoded for the old one still go to it.
 """
 
 import logging
@@ -32,21 +34,22 @@ class Job:
     time.monotonic(). Whoever waits for the job sets `abandoned` when the answer is no longer wanted.
     """
 
-    __slots__ = ("abandoned", "batch", "deadline", "left", "results", "rows", "started_at")
+    __slots__ = ("abandoned", "batch", "deadline", "ended_at", "left", "predict_rows", "results", "rows", "started_at")
 
-    def __init__(self, rows: list, deadline: float = math.inf):
+    def __init__(self, deadline: float = math.inf):
         self.deadline, self.abandoned = deadline, False
-        self.started_at, self.batch = 0.0, 0  # when its first batch started, and the rows in its last one
-        self.set_rows(rows)
+        self.started_at, self.ended_at, self.batch = 0.0, 0.0, 0  # its first batch, its last, and the rows in that
+        self.rows, self.results, self.left = [], [], 0
 
-    def set_rows(self, rows: list) -> None:
-        self.rows = rows
+    def set_rows(self, rows: list, predict_rows: Callable[[list], list[dict]]) -> None:
+        """The decoded rows, and the model they were decoded for."""
+        self.rows, self.predict_rows = rows, predict_rows
         self.results = [row if isinstance(row, Exception) else None for row in rows]
         self.left = self.results.count(None)  # rows that wait for the model
 
 
 class MicroBatcher:
-    """Feeds `predict_rows(rows) -> list[dict]` from a bounded queue, in one thread, `max_batch` rows at most at a time.
+    """Feeds models, `predict_rows(rows) -> list[dict]`, from a bounded queue in one thread, `max_batch` rows at a time.
 
     Rows of abandoned jobs and of jobs whose deadline has passed are dropped before the forward pass and never reach
     `done`; answering those clients in time is the business of whoever holds the clock. A batch that raises is tried
@@ -57,7 +60,6 @@ class MicroBatcher:
         self, done: Callable[[list[Job]], None], *, max_batch: int = 32, window_ms: float = 5.0, queue: int = 256
     ):
         self._done, self._max_batch, self._window_s, self.places = done, max_batch, window_ms / 1000, queue
-        self._predict_rows: Callable[[list], list[dict]] | None = None
         self._changed = threading.Condition()
         self._rows: deque[tuple[Job, int]] = deque()
         self._calls: deque[tuple[Callable, Future]] = deque()
@@ -75,10 +77,6 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-    def use(self, predict_rows: Callable[[list], list[dict]]) -> None:
-        """From the next batch on, this is the model."""
-        self._predict_rows = predict_rows
 
     def call(self, function: Callable[[], object]) -> Future:
         """Run `function` in the model's thread, between two batches; its value or exception is in the future."""
@@ -142,7 +140,10 @@ class MicroBatcher:
                 break
         batch, now = [], time.monotonic()
         while self._rows and len(batch) < self._max_batch:
-            job, index = self._rows.popleft()
+            job, index = self._rows[0]
+            if batch and job.predict_rows != batch[0][0].predict_rows:
+                break
+            self._rows.popleft()
             if job.abandoned or job.deadline <= now:
                 self._reserved -= 1
             else:
@@ -154,36 +155,39 @@ class MicroBatcher:
         for job, _ in batch:
             job.started_at = job.started_at or now
             job.batch = len(batch)
-        results = self._predict([job.rows[index] for job, index in batch])
+        results = _predict(batch)
         if results is None:
-            results = [self._predict_alone(job, index, len(batch)) for job, index in batch]
-        finished = []
+            results = [_predict_alone(job, index, len(batch)) for job, index in batch]
+        finished, now = [], time.monotonic()
         for (job, index), result in zip(batch, results, strict=True):
             job.results[index] = result
             job.left -= 1
             if job.left == 0:
+                job.ended_at = now
                 finished.append(job)
         self.release(len(batch))
         if finished:
             self._done(finished)
 
-    def _predict(self, rows: list) -> list[dict | ModelError] | None:
-        """One result per row, or None if the model raised or miscounted (which goes to the log)."""
-        if not rows:
-            return []
-        try:
-            results = [checked(result) for result in self._predict_rows(rows)]
-            if len(results) != len(rows):
-                raise ModelError(f"the model gave {len(results)} results for {len(rows)} rows")
-            return results
-        except Exception:
-            log.exception("the model failed on a batch of %d", len(rows))
-            return None
 
-    def _predict_alone(self, job: Job, index: int, batch_size: int) -> dict | ModelError:
-        wanted = batch_size > 1 and not job.abandoned and job.deadline > time.monotonic()
-        results = self._predict([job.rows[index]]) if wanted else None
-        return ModelError("the model failed on this input") if results is None else results[0]
+def _predict(batch: list[tuple[Job, int]]) -> list[dict | ModelError] | None:
+    """One result per row, or None if the model raised or miscounted (which goes to the log)."""
+    if not batch:
+        return []
+    try:
+        results = [checked(result) for result in batch[0][0].predict_rows([job.rows[index] for job, index in batch])]
+        if len(results) != len(batch):
+            raise ModelError(f"the model gave {len(results)} results for {len(batch)} rows")
+        return results
+    except Exception:
+        log.exception("the model failed on a batch of %d", len(batch))
+        return None
+
+
+def _predict_alone(job: Job, index: int, batch_size: int) -> dict | ModelError:
+    wanted = batch_size > 1 and not job.abandoned and job.deadline > time.monotonic()
+    results = _predict([(job, index)]) if wanted else None
+    return ModelError("the model failed on this input") if results is None else results[0]
 
 
 def checked(result: object) -> dict | ModelError:

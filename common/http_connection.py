@@ -2,22 +2,20 @@
 
     loop.create_server(lambda: Connection(server), host, port)
 
-`server` gives `args`, `limits`, `connections`, `jobs`, `draining`, `pages`, and decides: `request_id(request)`,
-`refusal(request)` from the head alone, `accept(connection, body)` for a prediction; it calls `finish` with the answer.
+`server` gives `args`, `limits`, `connections`, `jobs`, `draining`; its `begin(connection, request)` says from the head
+alone where a request goes, or why it is refused. A page's reply is sent at once; a job's comes later, to `finish`.
 Everything here runs on the event loop. A client that closes its sending side counts as gone.
 """
 
 import asyncio
-import json
 import time
 
 from common.batcher import Job
+from common.endpoints import RETRY, Endpoint, Reply, error_reply
 from common.http_wire import CONTINUE, HttpError, Request, RequestParser, WireError, response
 
 LINGER_S = 1.0  # a client that gets its last answer may read it this long
 PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
-RETRY = (("Retry-After", "1"),)
-to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 class Connection(asyncio.Protocol):
@@ -26,9 +24,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, server):
         self.server, self.parser = server, RequestParser(server.limits)
         self.request: Request | None = None  # the head that is being answered
+        self.endpoint: Endpoint | None = None  # where it goes
         self.refusal: HttpError | None = None  # its answer, when that is known before the body
         self.job: Job | None = None
-        self.req_id = ""
+        self.req_id = self.trace = ""
         self.closing, self.writable, self.phase, self.expires = False, True, "", float("inf")
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -83,8 +82,7 @@ class Connection(asyncio.Protocol):
         return body is not None
 
     def _begin(self, request: Request) -> None:
-        self.req_id = self.server.request_id(request)
-        self.refusal = self.server.refusal(request)
+        self.endpoint, self.refusal = self.server.begin(self, request)
         if self.refusal:
             self.parser.discard_body()
         if request.expects_continue and not self.parser.buffered:
@@ -97,39 +95,43 @@ class Connection(asyncio.Protocol):
         try:
             if self.refusal:
                 raise self.refusal
-            if page := self.server.pages.get(self.request.path):
-                self.send(200, page())
+            if self.endpoint.page:
+                self.send(self.endpoint.page(self.request, body))
             else:
-                self.job = self.server.accept(self, body)
+                self.job = self.endpoint.accept(self, body)
         except HttpError as error:
-            self.send(error.status, {"error": error.message}, error.headers)
+            self.send(error_reply(error))
 
-    def send(self, status: int, payload: dict, headers: tuple = ()) -> None:
+    def send(self, reply: Reply) -> None:
         request, keep_alive = self.request, self.request.keep_alive and not self.server.draining
+        traced = (("traceparent", self.trace),) if self.trace else ()
         data = response(
-            status,
-            to_json(payload).encode(),
-            headers=(("X-Request-ID", self.req_id), *headers),
+            reply.status,
+            reply.body,
+            headers=(("X-Request-ID", self.req_id), *traced, *reply.headers),
             keep_alive=keep_alive,
             minor=request.minor,
             head_only=request.method == "HEAD",
+            content_type=reply.content_type,
         )
         self.transport.write(data)
+        self.server.count_answer(self.endpoint, reply.status)
         self.request = self.refusal = self.job = None
         self.phase = ""
         if not keep_alive:
             self._hang_up()
 
-    def finish(self, status: int, payload: dict, headers: tuple = ()) -> None:
+    def finish(self, reply: Reply) -> None:
         """Send the answer of the job, then go on with what was pipelined behind it."""
-        self.send(status, payload, headers)
+        self.send(reply)
         self.transport.resume_reading()
         self.advance()
 
     def refuse(self, error: HttpError) -> None:
         """Answer a request that was not read to its end, and close."""
-        body = to_json({"error": error.message}).encode()
-        self.transport.write(response(error.status, body, headers=error.headers, keep_alive=False))
+        reply = error_reply(error)
+        self.transport.write(response(reply.status, reply.body, headers=reply.headers, keep_alive=False))
+        self.server.count_answer(self.endpoint if self.request else None, reply.status)
         self.request = None
         self._hang_up()
 

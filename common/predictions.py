@@ -1,23 +1,30 @@
 """One request for predictions: from its body to rows for the model, and from the results to its answer.
 
-    pool = DecodePool(Route("/predict", key="text"), batcher, done, threads=2)
-    pool.start(predictor.decode)
-    pool.put(Prediction(connection, body, accepted_at, deadline))   # goes to the batcher, or straight to done([job])
-    status, answer = outcome(job)
+    route = Route("/predict", key="text", name="intent")
+    pool = DecodePool(batcher, done, threads=2)
+    pool.put(Prediction(connection, PlainJson(route), predictor, body, deadline))  # to the batcher, or to done([job])
+    reply = job.protocol.write(job, extra)
 
-Parsing and decoding run in the pool's threads, so that a large photo never holds up the event loop.
+Parsing and decoding run in the pool's threads, so that a large photo never holds up the event loop. A protocol gives
+`read(job, places) -> items` (raising HttpError) and `write(job, extra) -> Reply`: here plain JSON, in oip_v2 the Open
+Inference Protocol.
 """
 
+from __future__ import annotations
+
+import hashlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.batcher import Job, MicroBatcher
-from common.http_connection import RETRY, Connection
+from common.endpoints import RETRY, Reply, json_reply
+from common.http_connection import Connection
 from common.http_wire import HttpError
+from common.model_slot import model_version
 from common.strict_json import load_json
 
 log = logging.getLogger(__name__)
@@ -25,35 +32,57 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Route:
-    """Where predictions are asked for, and the body's keys for one item and for a list of items ("items" works too)."""
+    """Where predictions are asked for, and what one item is.
+
+    key, list_key: the body's keys for one item and for a list of items ("items" works too). name: of the model in
+    /v2/models/NAME. form: what the page at / offers: "photo", "text" or "series". schema: JSON schema of one item.
+    """
 
     path: str
     key: str
     list_key: str = "items"
+    name: str = "model"
+    form: str = "text"
+    schema: dict = field(default_factory=lambda: {"type": "string"})
 
 
 class Prediction(Job):
-    """A job with what its answer needs: who asked, when, and the body, until it is decoded."""
+    """A job with what its answer needs: who asked, by which protocol, when, which model, and the body until decoded."""
 
-    __slots__ = ("accepted_at", "body", "connection", "error", "is_list", "places")
+    __slots__ = (
+        "accepted_at",
+        "body",
+        "connection",
+        "data_hash",
+        "decode_s",
+        "error",
+        "is_list",
+        "places",
+        "predictor",
+        "protocol",
+        "request",
+        "wanted",
+    )
 
-    def __init__(self, connection: Connection, body: bytes, accepted_at: float, deadline: float):
-        super().__init__([], deadline)
-        self.connection, self.body, self.accepted_at = connection, body, accepted_at
+    def __init__(self, connection: Connection, protocol: object, predictor: object, body: bytes, deadline: float):
+        super().__init__(deadline)
+        self.connection, self.request, self.protocol = connection, connection.request, protocol
+        self.predictor, self.body, self.accepted_at = predictor, body, time.monotonic()
         self.error: HttpError | None = None
+        self.data_hash, self.decode_s = "", 0.0
         self.is_list, self.places = False, 1  # places: rows reserved in the queue
+        self.wanted: object = None  # what the protocol has to remember from the request for the answer
 
 
 class DecodePool:
     """Threads that decode accepted requests. What waits for them is bounded by the places in the batcher's queue."""
 
-    def __init__(self, route: Route, batcher: MicroBatcher, done: Callable[[list[Prediction]], None], threads: int):
-        self._route, self._batcher, self._done = route, batcher, done
+    def __init__(self, batcher: MicroBatcher, done: Callable[[list[Prediction]], None], threads: int):
+        self._batcher, self._done = batcher, done
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name="decode", daemon=True) for _ in range(threads)]
 
-    def start(self, decode: Callable[[object], object]) -> None:
-        self.decode = decode
+    def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
@@ -73,7 +102,7 @@ class DecodePool:
         while (job := self._inbox.get()) is not None:
             try:
                 if not job.abandoned and job.deadline > time.monotonic():
-                    self._set_rows(job)
+                    self._decode(job)
             except HttpError as error:
                 job.error = error
             except Exception:
@@ -85,60 +114,91 @@ class DecodePool:
             else:
                 self._done([job])
 
-    def _set_rows(self, job: Prediction) -> None:
-        items = _items(self._route, job, load_json(job.body))
+    def _decode(self, job: Prediction) -> None:
+        start = time.monotonic()
+        job.data_hash = hashlib.sha256(job.body).hexdigest()
+        items = job.protocol.read(job)
         job.body = b""
         if len(items) > self._batcher.places:
             raise HttpError(413, f"{len(items)} items in one request, at most {self._batcher.places} are taken")
         if not self._batcher.reserve(len(items) - 1):
             raise HttpError(429, "the queue has no room for so many items", RETRY)
         job.places = len(items)
-        job.set_rows([self._row(item) for item in items])
-
-    def _row(self, item: object) -> object:
-        try:
-            return self.decode(item)
-        except ValueError as error:
-            return HttpError(422, str(error))
-        except Exception:
-            log.exception("decode failed")
-            return HttpError(500, "the server failed on this input")
+        job.set_rows([_row(job.predictor, item) for item in items], job.predictor.predict_rows)
+        job.decode_s = time.monotonic() - start
 
 
-def _items(route: Route, job: Prediction, body: object) -> list:
-    keys = [
-        key for key in dict.fromkeys((route.key, route.list_key, "items")) if isinstance(body, dict) and key in body
-    ]
-    if len(keys) != 1:
-        raise HttpError(400, f'wanted one JSON object with either "{route.key}" or "{route.list_key}"')
-    if keys[0] == route.key:
-        return [body[route.key]]
-    job.is_list, items = True, body[keys[0]]
-    if not isinstance(items, list) or not items:
-        raise HttpError(400, f'"{keys[0]}": wanted a list of one item or more')
-    return items
+def _row(predictor: object, item: object) -> object:
+    try:
+        return predictor.decode(item)
+    except ValueError as error:
+        return HttpError(422, str(error))
+    except Exception:
+        log.exception("decode failed")
+        return HttpError(500, "the server failed on this input")
 
 
-def outcome(job: Prediction) -> tuple[int, dict]:
-    """(status, answer) of a job whose results are complete. One good item makes a list request a 200."""
-    answers = [{"error": str(result)} if isinstance(result, Exception) else result for result in job.results]
-    faults = [getattr(result, "status", 500) for result in job.results if isinstance(result, Exception)]
-    status = 200 if len(faults) < len(answers) else min(faults)
-    return status, ({"items": answers} if job.is_list and status == 200 else dict(answers[0]))
+class PlainJson:
+    """{key: item} → one answer; {list_key: [...]} or {"items": [...]} → {"items": [answer, ...]}."""
+
+    def __init__(self, route: Route):
+        self.route = route
+
+    def read(self, job: Prediction) -> list:
+        """The items of the body; HttpError 400 where it is not of that shape."""
+        body, route = load_json(job.body), self.route
+        keys = [key for key in {route.key: 0, route.list_key: 0, "items": 0} if isinstance(body, dict) and key in body]
+        if len(keys) != 1:
+            raise HttpError(400, f'wanted one JSON object with either "{route.key}" or "{route.list_key}"')
+        if keys[0] == route.key:
+            return [body[route.key]]
+        job.is_list, items = True, body[keys[0]]
+        if not isinstance(items, list) or not items:
+            raise HttpError(400, f'"{keys[0]}": wanted a list of one item or more')
+        return items
+
+    def write(self, job: Prediction, extra: dict) -> Reply:
+        """One good item makes a list request a 200; `extra` stands beside the answers."""
+        answers = [{"error": str(result)} if isinstance(result, Exception) else result for result in job.results]
+        if job.is_list:
+            return json_reply({"items": answers, **extra})
+        return json_reply({**answers[0], **extra})
 
 
-def log_entry(job: Prediction, status: int, lat_ms: float, model_id: str) -> dict:
-    """What the request log keeps of an answered prediction; times in ms."""
+def fault(job: Prediction) -> HttpError | None:
+    """The error that answers the whole job: its own, or that of its items where none of them is good."""
+    if job.error:
+        return job.error
+    if any(isinstance(result, dict) for result in job.results):
+        return None
+    status = min(getattr(result, "status", 500) for result in job.results)
+    return HttpError(status, str(job.results[0]))
+
+
+def stages(job: Prediction, now: float) -> dict[str, float]:
+    """Seconds of an answered prediction: waiting, decoding, in the model, and all of it."""
+    total, model = now - job.accepted_at, job.ended_at - job.started_at
+    return {"queue": total - job.decode_s - model, "decode": job.decode_s, "model": model, "total": total}
+
+
+def log_entry(job: Prediction, status: int, seconds: dict[str, float]) -> dict:
+    """What the request log keeps of an answered prediction; times in ms, null for a stage it did not reach."""
     good = [result for result in job.results if isinstance(result, dict)]
     pred = [result.get("pred") for result in good]
     prob = [result.get("prob", result.get("conf")) for result in good]
     one = not job.is_list and good
+    model, connection = job.predictor, job.connection
     return {
         "ts": time.time(),
-        "req_id": job.connection.req_id,
-        "model_id": model_id,
-        "lat_ms": lat_ms,
-        "queue_ms": round((job.started_at - job.accepted_at) * 1000, 3) if job.started_at else None,
+        "req_id": connection.req_id,
+        **({"traceparent": connection.trace} if connection.trace else {}),
+        "path": job.request.path,
+        "model_id": model.model_id,
+        "model_version": model_version(model),
+        "data_version": getattr(model, "data_version", None),
+        "data_hash": job.data_hash,
+        "lat_ms": round(seconds["total"] * 1000, 3),
+        "queue_ms": round(seconds["queue"] * 1000, 3) if job.ended_at else None,
         "batch": job.batch,
         "status": status,
         "pred": pred[0] if one else pred or None,

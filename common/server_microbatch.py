@@ -1,15 +1,20 @@
 """The model server: HTTP/1.1 on asyncio, decoding on a few threads, one thread for the model.
 
     parser = argparse.ArgumentParser()
+    parser.add_argument("--ckpt")
     add_server_flags(parser, port=8080)
-    route = Route("/predict", key="image_base64", list_key="images_base64")
-    sys.exit(run_server(lambda: Predictor(args.ckpt), route, parser.parse_args()))
+    args = parser.parse_args()
+    route = Route("/predict", key="image_base64", list_key="images_base64", name="vision", form="photo")
+    sys.exit(run_server(lambda: Predictor.load(args.ckpt), route, args))
 
 What `load()` returns needs: `model_id` (str), `example` (one item, as a request holds it), `decode(item) -> row`
 (ValueError in words for the client; called from several threads), `predict_rows(rows) -> list[dict]` (one forward pass,
-plain values), `check_golden()` (raises on a mismatch). POST {key: item} gives one answer, {list_key: [item, ...]} or
-{"items": [...]} gives {"items": [...]}. GET /health, /live and /ready are answered at any time. Writes the request log.
+plain values), `check_golden()` (raises on a mismatch); `version` and `data_version` (str) where there are any. POST
+{key: item} gives one answer, {list_key: [item, ...]} or {"items": [...]} gives {"items": [...]}. GET / shows what else
+there is. Writes the request log.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
@@ -21,61 +26,75 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from itertools import count
 
-from common.batcher import MicroBatcher, ModelError, checked
-from common.cli import UserError, number
-from common.http_connection import LINGER_S, RETRY, Connection
+from common.batcher import MicroBatcher
+from common.cli import UserError
+from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
+from common.http_connection import LINGER_S, Connection
 from common.http_wire import HttpError, Limits, Request
+from common.metrics import Metrics, escaped
+from common.model_slot import ModelSlot
 from common.monitor_core import Alarm, AlarmManager, SlidingWindow
-from common.predictions import DecodePool, Prediction, Route, log_entry, outcome
+from common.predictions import DecodePool, Prediction, Route, fault, log_entry, stages
 from common.request_log import RequestLog
+from common.server_flags import add_server_flags as add_server_flags
+from common.server_pages import endpoints, snapshot
+from common.supervisor import Supervisor
+from common.workers import WorkerLink, worker_settings
 
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
 LATENCY_WINDOW, ALARM_WINDOW = 512, 100  # answers: shown as p95; judged by the alarm, without overlap
-JSON_TYPES = ("", "application/json", "text/plain", "application/x-www-form-urlencoded")  # the last is curl's default
+TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 503: "unavailable"}
+REASONS |= {504: "too_late"}
 
 
 class Server:
     """The state all connections share, and the life of the process: load, check, serve, drain."""
 
-    def __init__(self, load: Callable[[], object], route: Route, args: argparse.Namespace):
-        self.load, self.route, self.args = load, route, args
+    def __init__(self, load: Callable[[], object], route: Route, args: argparse.Namespace, link: WorkerLink | None):
+        self.route, self.args, self.link = route, args, link
+        self.tokens = read_tokens(args)
         self.limits = Limits(
             head_bytes=args.max_head_kb * 1024, headers=args.max_headers, body_bytes=int(args.max_body_mb * 1e6)
         )
-        self.pages = {"/health": self._health, "/live": lambda: {"status": "live"}, "/ready": self._ready}
-        self.predictor = None  # set once it has passed its checks
-        self.draining, self.drain_start = False, 0.0
+        self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
-        self.decoders = DecodePool(route, self.batcher, self._done, args.decode_threads)
+        self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
+        self.slot = ModelSlot(load, args, self.batcher)
         self.latencies, self.judged = SlidingWindow(LATENCY_WINDOW), SlidingWindow(ALARM_WINDOW)
         self.answers = count(1)
         self.alarms = AlarmManager()
         if args.alert_p95_ms:
             self.alarms.add(Alarm("lat_p95", threshold=args.alert_p95_ms, min_samples=ALARM_WINDOW))
-        self.request_log = RequestLog(args.request_log) if args.request_log else None
+        self.metrics, self.answer_labels = Metrics(), {}
+        self.request_log = RequestLog(args.request_log, args.request_log_mb) if args.request_log else None
         self.id_start, self.id_count = secrets.token_hex(6), count(1)
+        self.endpoints = endpoints(self)
 
     # -- life --
 
     async def run(self) -> int:
         self.loop = asyncio.get_running_loop()
         self.stopped: asyncio.Future[int] = self.loop.create_future()
-        self.listener = await self.loop.create_server(
-            lambda: Connection(self), self.args.host, self.args.port, backlog=1024
-        )
         for stop in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(stop, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
+        listener = self.loop.create_server(
+            lambda: Connection(self), self.args.host, self.args.port, backlog=1024, reuse_port=bool(self.link) or None
+        )
+        self.listener = await listener
+        if self.link:
+            await self.link.open(self._asked_by_supervisor, self.stop)
         host, port = self.listener.sockets[0].getsockname()[:2]
-        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        self._say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", "listening")
         self.batcher.start()
-        loaded = self.batcher.call(self._prepare)
-        loaded.add_done_callback(lambda future: self._tell_loop(self._prepared, future))
+        filled = self.batcher.call(self.slot.fill)
+        filled.add_done_callback(lambda future: self._tell_loop(self._filled, future.exception()))
         self._tick()
         code = await self.stopped
         until = time.monotonic() + LINGER_S
@@ -87,6 +106,13 @@ class Server:
             sys.stderr.flush()
             os._exit(code)
         return code
+
+    def _say(self, words: str, event: str) -> None:
+        """To the terminal; a worker leaves that to its supervisor."""
+        if self.link:
+            self.link.tell(event, words)
+        else:
+            print(words, flush=True)
 
     def stop(self) -> None:
         """Not ready from now on; the rest is done by the next ticks."""
@@ -100,27 +126,14 @@ class Server:
             self.request_log.close()
         return all(ended)
 
-    def _prepare(self) -> object:
-        """In the model's thread: load, warm up, replay the golden answers."""
-        predictor = self.load()
-        row = predictor.decode(predictor.example)
-        for rows in (1, 1, max(1, self.args.max_batch // 2), self.args.max_batch):
-            results = predictor.predict_rows([row] * rows)
-            if len(results) != rows or any(isinstance(checked(result), ModelError) for result in results):
-                raise ModelError(f"warm-up: wanted {rows} answers of finite values for {rows} times the example")
-        predictor.check_golden()
-        self.batcher.use(predictor.predict_rows)
-        return predictor
-
-    def _prepared(self, future: Future) -> None:
-        if error := future.exception():
-            trace = None if isinstance(error, UserError) else error
-            log.error("the model cannot be served: %s", error, exc_info=trace)
+    def _filled(self, error: BaseException | None) -> None:
+        if error:
+            log.error("the model cannot be served: %s", error, exc_info=None if isinstance(error, UserError) else error)
             self._end(1)
-        else:
-            self.predictor = future.result()
-            self.decoders.start(self.predictor.decode)
-            print(f"ready with model {self.predictor.model_id}", flush=True)
+            return
+        self.endpoints = endpoints(self)
+        self.decoders.start()
+        self._say(f"ready with model {self.slot.predictor.model_id}", "ready")
 
     def _tick(self) -> None:
         self.loop.call_later(TICK_S, self._tick)
@@ -148,59 +161,68 @@ class Server:
         if not self.stopped.done():
             self.stopped.set_result(code)
 
-    # -- the GET pages --
+    # -- what the pages ask for --
 
-    def _health(self) -> dict:
-        lost = {"log_lines_lost": self.request_log.lost} if self.request_log else {}
-        model_id = self.predictor.model_id if self.predictor else None
-        return {"status": "ok", "ready": self._state() == "", "model_id": model_id, "queue": self.batcher.depth, **lost}
-
-    def _ready(self) -> dict:
-        if state := self._state():
-            raise HttpError(503, state, RETRY)
-        return {"status": "ready", "model_id": self.predictor.model_id}
-
-    def _state(self) -> str:
+    def unavailable(self) -> str:
         """Why there are no predictions now; empty if there are."""
         if self.draining:
             return "the server is stopping"
-        return "" if self.predictor else "the model is still loading"
+        return "" if self.slot.predictor else "the model is still loading"
+
+    async def reload(self, wanted: dict) -> dict:
+        """Load, check and swap beside the traffic. Raises HttpError 409 or 422; the model served until then goes on."""
+        if self.reloading or (why := self.unavailable()):
+            raise HttpError(409, "a reload is under way" if self.reloading else why, RETRY)
+        self.reloading = True
+        try:
+            done = await asyncio.to_thread(self.slot.replace, wanted)
+        except Exception as error:
+            self.metrics.count("model_reloads_total", 'result="refused"')
+            trace = None if isinstance(error, UserError) else error
+            log.error("reload refused, the old model goes on: %s", error, exc_info=trace)
+            raise HttpError(422, f"refused, the old model goes on: {error}") from error
+        finally:
+            self.reloading = False
+        self.endpoints = endpoints(self)
+        self.metrics.count("model_reloads_total", 'result="done"')
+        return done
+
+    def _reload_by_signal(self) -> None:
+        task = self.loop.create_task(self.reload({}))
+        task.add_done_callback(lambda task: task.exception())  # the log has it already
+
+    async def _asked_by_supervisor(self, what: str, value: object) -> object:
+        return snapshot(self) if what == "snapshot" else await self.reload(value)
 
     # -- one prediction, from head to answer --
 
-    def request_id(self, request: Request) -> str:
+    def begin(self, connection: Connection, request: Request) -> tuple[Endpoint | None, HttpError | None]:
+        """What the head alone decides: where the request goes, or why it is refused before its body is read."""
         sent = re.sub(r"[^A-Za-z0-9._:-]", "", request.headers.get("x-request-id", ""))[:128]
-        return sent or f"{self.id_start}-{next(self.id_count):x}"
+        connection.req_id = sent or f"{self.id_start}-{next(self.id_count):x}"
+        trace = request.headers.get("traceparent", "")
+        # the span of this request, child of the caller's: W3C Trace Context, level 1
+        connection.trace = f"{trace[:36]}{secrets.token_hex(8)}{trace[52:]}" if TRACE.fullmatch(trace) else ""
+        endpoint = self.endpoints.get(request.path)
+        if endpoint is None:
+            return None, HttpError(404, f"nothing is at this path; try {', '.join(self.endpoints)}")
+        error = refusal(endpoint, request, self.tokens)
+        if endpoint.predicts and error is None:
+            if why := self.unavailable():
+                error = HttpError(503, why, RETRY)
+            elif self.batcher.full:
+                error = HttpError(429, "the queue is full", RETRY)
+        return endpoint, error
 
-    def refusal(self, request: Request) -> HttpError | None:
-        """What the head alone decides, before the body is read."""
-        path, headers = request.path, request.headers
-        if path not in self.pages and path != self.route.path:
-            return HttpError(404, f"nothing is at this path; try {self.route.path} or {', '.join(self.pages)}")
-        allowed = ("GET", "HEAD") if path in self.pages else ("POST",)
-        if request.method not in allowed:
-            return HttpError(405, f"wanted {' or '.join(allowed)}", (("Allow", ", ".join(allowed)),))
-        if path in self.pages:
-            return None
-        if state := self._state():
-            return HttpError(503, state, RETRY)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in JSON_TYPES and not kind.endswith("+json"):
-            return HttpError(415, "wanted Content-Type: application/json")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            return HttpError(415, "wanted a body without Content-Encoding")
-        return HttpError(429, "the queue is full", RETRY) if self.batcher.full else None
-
-    def accept(self, connection: Connection, body: bytes) -> Prediction:
+    def accept(self, protocol: object, connection: Connection, body: bytes) -> Prediction:
         """Raises HttpError 400 or 429. From here on the request gets an answer."""
-        now = time.monotonic()
         limit_ms = connection.request.headers.get("x-timeout-ms", "")
         if limit_ms and not re.fullmatch("[1-9][0-9]{0,8}", limit_ms):
             raise HttpError(400, "header x-timeout-ms: wanted whole milliseconds, 1 or more")
         seconds = min(int(limit_ms or self.args.timeout_ms), self.args.timeout_ms) / 1000
         if not self.batcher.reserve():
             raise HttpError(429, "the queue is full", RETRY)
-        job = Prediction(connection, body, now, now + seconds)
+        job = Prediction(connection, protocol, self.slot.predictor, body, time.monotonic() + seconds)
         self.jobs.add(job)
         self.decoders.put(job)
         return job
@@ -214,63 +236,63 @@ class Server:
             self.loop.call_soon_threadsafe(function, value)
 
     def _answer_all(self, jobs: list[Prediction]) -> None:
+        if jobs[0].batch:
+            self.metrics.observe("batch_rows", jobs[0].batch)
         for job in jobs:
             if not job.abandoned and job.deadline > time.monotonic():
-                self._answer(job, job.error)
+                self._answer(job, fault(job))
 
     def _answer(self, job: Prediction, error: HttpError | None) -> None:
-        connection, now = job.connection, time.monotonic()
-        lat_ms = round((now - job.accepted_at) * 1000, 3)
-        status, answer = (error.status, {"error": error.message}) if error else outcome(job)
-        if status == 200:
-            self._observe(lat_ms)
-            answer |= {"lat_ms": lat_ms, "p95": round(self.latencies.quantile(0.95), 3), "alert": self.alarms.firing()}
-            answer |= {"req_id": connection.req_id, "model_id": self.predictor.model_id}
+        connection, seconds = job.connection, stages(job, time.monotonic())
+        if error is None:
+            self._observe(job, seconds)
+            extra = {"lat_ms": round(seconds["total"] * 1000, 3), "p95": round(self.latencies.quantile(0.95), 3)}
+            extra |= {"alert": self.alarms.firing(), "req_id": connection.req_id, "model_id": job.predictor.model_id}
+            reply = job.protocol.write(job, extra)
+        else:
+            reply = error_reply(error)
         if self.request_log:
-            self.request_log.put(log_entry(job, status, lat_ms, self.predictor.model_id))
+            self.request_log.put(log_entry(job, reply.status, seconds))
         job.abandoned = True
         self.jobs.discard(job)
-        connection.finish(status, answer, error.headers if error else ())
+        connection.finish(reply)
 
-    def _observe(self, lat_ms: float) -> None:
+    def _observe(self, job: Prediction, seconds: dict[str, float]) -> None:
+        metrics, lat_ms = self.metrics, seconds["total"] * 1000
+        for stage, value in seconds.items():
+            metrics.observe("prediction_seconds", value, STAGE_LABELS[stage])
+        for result in job.results:
+            if isinstance(result, dict) and "label" in result:
+                metrics.count_class(str(result["label"]))
         self.latencies.push(lat_ms)
         self.judged.push(lat_ms)
         if self.args.alert_p95_ms and next(self.answers) % ALARM_WINDOW == 0:
             for event in self.alarms.run({"lat_p95": (self.judged.quantile(0.95), ALARM_WINDOW)}):
                 log.warning("alarm %s", event)
 
+    def count_answer(self, endpoint: Endpoint | None, status: int) -> None:
+        """For metrics: every answer, and why there was no prediction."""
+        labels = self.answer_labels.get((endpoint, status))
+        if labels is None:
+            name = escaped(endpoint.name) if endpoint else "_other"
+            labels = self.answer_labels[endpoint, status] = f'path="{name}",status="{status}"'
+        self.metrics.count("http_requests_total", labels)
+        if status >= 400 and (endpoint is None or endpoint.predicts):
+            self.metrics.count("rejections_total", f'reason="{REASONS.get(status, "invalid")}"')
 
-def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
-    """The flags of every server; `port` is the default port."""
-    whole, some = number(int, 1), number(float, 0)
-    flags = [
-        ("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
-        ("port", number(int, 0, 65535), port, "port to listen on; 0 picks a free one"),
-        ("max_batch", whole, 32, "most rows in one forward pass"),
-        ("window_ms", some, 5.0, "longest wait of a busy model for rows in decode, in ms; an idle one never waits"),
-        ("queue", whole, 256, "most rows accepted and not yet through the model; beyond it the answer is 429"),
-        ("timeout_ms", whole, 5000, "time for one answer, queue included, in ms; the header X-Timeout-Ms shortens it"),
-        ("drain_s", some, 20.0, "longest time to finish accepted requests on SIGTERM, in seconds"),
-        ("decode_threads", whole, min(8, os.cpu_count() or 1), "threads that decode requests"),
-        ("max_body_mb", some, 10.0, "largest request body, in MB"),
-        ("max_head_kb", whole, 16, "largest request head, in KiB"),
-        ("max_headers", whole, 64, "most headers of a request"),
-        ("max_connections", whole, 4096, "most open connections; beyond it the answer is 503"),
-        ("head_s", some, 10.0, "time for a client to send the head of a request, in seconds"),
-        ("body_s", some, 30.0, "time for a client to send a body or to take an answer, in seconds"),
-        ("idle_s", some, 75.0, "time an unused connection is kept open, in seconds"),
-        ("alert_p95_ms", some, 0.0, "raise the alarm lat_p95 at this latency in ms; 0 is off"),
-        ("request_log", str, "", "JSONL file that gets one line per prediction; empty is off"),
-    ]
-    for name, kind, default, text in flags:
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+
+STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
 
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 0, or 1 if the port is taken or the model fails its checks."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    settings = worker_settings()
     try:
-        return asyncio.run(Server(load, route, args).run())
+        if args.workers > 1 and not settings:
+            return asyncio.run(Supervisor(args).run())
+        link = WorkerLink(settings, args) if settings else None
+        return asyncio.run(Server(load, route, args, link).run())
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", args.host, args.port, error)
         return 1

@@ -12,6 +12,7 @@ import csv
 import itertools
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ class Predictor:
         self.assets, self.device, self.model_id = assets, torch.device(device), model_id
         self.classes, self.img_size = assets["classes"], assets["img_size"]
         self.golden: dict | None = None
+        self.version = self.data_version = ""
 
     @classmethod
     def load(cls, ckpt: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -57,6 +59,9 @@ class Predictor:
             raise CheckpointError(f"{ckpt}: the weights do not fit the config beside them ({error})") from error
         predictor = cls(model, held["assets"], device, model_id=file_sha256(ckpt)[:12])
         predictor.golden = held["golden"]
+        # when it was trained, in a form that may be part of a URL
+        predictor.version = re.sub("[-:]", "", held["provenance"]["utc"]).partition("+")[0]
+        predictor.data_version = held["provenance"]["data_version"]
         return predictor
 
     @property

@@ -23,19 +23,24 @@ from common.server_microbatch import Route, add_server_flags, run_server
 from project_vision_cls.decode import PhotoError
 from project_vision_cls.inference import Predictor
 
+PHOTO = {"type": "string", "description": "base64 of a JPEG, PNG, WebP or BMP file", "contentEncoding": "base64"}
+
 
 class Photos:
     """What the server asks of a model: the Predictor, with photos as base64 text."""
 
     def __init__(self, predictor: Predictor):
-        self.model_id, self.predictor = predictor.model_id, predictor
+        self.predictor, self.model_id = predictor, predictor.model_id
+        self.version, self.data_version = predictor.version, predictor.data_version
         self.predict_rows, self.check_golden = predictor.predict_rows, predictor.check_golden
         buffer = io.BytesIO()
         Image.fromarray(predictor.example).save(buffer, "PNG")
         self.example = base64.b64encode(buffer.getvalue()).decode()
 
     def decode(self, text: object) -> np.ndarray:
-        """Base64 of a photo's file, with or without a data: prefix → (S, S, 3) uint8; ValueError in words."""
+        """A photo's file, bytes or base64 with or without a data: prefix → (S, S, 3) uint8; ValueError in words."""
+        if isinstance(text, bytes):
+            return self.predictor.decode(text)
         if not isinstance(text, str):
             raise PhotoError(f"image_base64 is a {type(text).__name__}, wanted the base64 text of a photo's file")
         try:
@@ -52,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add_server_flags(parser, port=8080)
     args = parser.parse_args(argv)
-    route = Route("/predict", key="image_base64", list_key="images_base64")
+    route = Route("/predict", key="image_base64", list_key="images_base64", name="vision", form="photo", schema=PHOTO)
     sys.exit(run_server(lambda: Photos(Predictor.load(args.ckpt, args.device)), route, args))
 
 

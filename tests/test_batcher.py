@@ -19,7 +19,6 @@ class Bench:
         self.batches: list[list] = []
         self.entered, self.free = threading.Semaphore(0), threading.Semaphore(0)
         self.batcher = MicroBatcher(lambda jobs: [self.done.put(job) for job in jobs], **options)
-        self.batcher.use(self.predict)
         self.batcher.start()
 
     def predict(self, rows):
@@ -30,9 +29,10 @@ class Bench:
             raise RuntimeError("bad row")
         return [{"y": row} for row in rows][: 1 if "short" in rows else None]
 
-    def submit(self, *rows, **options) -> Job:
-        assert self.batcher.reserve(len(rows))
-        job = Job(list(rows), **options)
+    def submit(self, *rows, reserved: bool = False, **options) -> Job:
+        assert reserved or self.batcher.reserve(len(rows))
+        job = Job(**options)
+        job.set_rows(list(rows), self.predict)
         self.batcher.submit(job)
         return job
 
@@ -71,7 +71,7 @@ def test_after_a_batch_the_window_waits_for_rows_in_decode_and_no_longer(bench):
     one.batcher.reserve(2)  # two are being decoded: one comes, one turns out to be bad
     one.free.release(2)
     one.finished()
-    one.batcher.submit(Job([3]))
+    one.submit(3, reserved=True)
     one.batcher.release(1)
     assert {tuple(one.finished().rows), tuple(one.finished().rows)} == {(2,), (3,)}
     assert one.batches == [[1], [2, 3]]
@@ -131,7 +131,7 @@ CIRCLE.append(CIRCLE)
 )
 def test_answers_that_are_not_plain_and_finite_fail_alone(bench, answer):
     one = bench()
-    one.batcher.use(lambda rows: [answer if row == "a" else {"p": [0.5]} for row in rows])
+    one.predict = lambda rows: [answer if row == "a" else {"p": [0.5]} for row in rows]
     job = one.submit("a", "b")
     one.finished()
     assert isinstance(job.results[0], ModelError)
@@ -143,3 +143,19 @@ def test_calls_run_in_the_thread_of_the_model(bench):
     assert one.batcher.call(lambda: threading.current_thread().name).result(PATIENCE_S) == "model"
     with pytest.raises(ZeroDivisionError):
         one.batcher.call(lambda: 1 / 0).result(PATIENCE_S)
+
+
+def test_rows_decoded_for_another_model_wait_for_their_own_batch(bench):
+    one, other = bench(max_batch=8), []
+    one.submit(1)
+    assert one.entered.acquire(timeout=PATIENCE_S)
+    one.submit(2)
+    job = Job()
+    job.set_rows([3, 4], lambda rows: [other.append(row) or {"new": row} for row in rows])
+    assert one.batcher.reserve(2)
+    one.batcher.submit(job)
+    one.submit(5)
+    one.free.release(3)
+    assert [tuple(one.finished().rows) for _ in range(4)] == [(1,), (2,), (3, 4), (5,)]
+    assert job.results == [{"new": 3}, {"new": 4}]
+    assert (one.batches, other) == ([[1], [2], [5]], [3, 4])

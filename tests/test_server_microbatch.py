@@ -1,6 +1,7 @@
 """The model server as a subprocess on a free port."""
 
 import argparse
+import hashlib
 import http.client
 import json
 import os
@@ -545,7 +546,10 @@ def test_the_request_log_has_a_line_per_prediction(serve, tmp_path):
     server.predict("nan")
     assert server.stop() == 0
     one, many, failed = [json.loads(line) for line in path.read_text().splitlines()]
-    assert list(one) == ["ts", "req_id", "model_id", "lat_ms", "queue_ms", "batch", "status", "pred", "prob"]
+    assert " ".join(one) == (
+        "ts req_id path model_id model_version data_version data_hash lat_ms queue_ms batch status pred prob"
+    )
+    assert one["data_hash"] == hashlib.sha256(b'{"x": "4"}').hexdigest()
     assert (one["req_id"], one["model_id"], one["status"], one["pred"], one["prob"]) == ("one", "tiny-1", 200, 8.0, 0.5)
     assert (many["pred"], many["batch"]) == ([2.0], 2)
     assert (failed["status"], failed["pred"]) == (500, None)

@@ -1,0 +1,85 @@
+"""The model being served, and its replacement by another that has passed the same checks.
+
+    slot = ModelSlot(load, args, batcher)
+    slot.fill()                                     # load, warm up, replay: at the start
+    slot.replace({"ckpt": "runs/new/best.pt", "sha256": "..."})    # the same, beside the traffic; then swap
+
+`load()` reads args.ckpt. Both block, and run in a thread; whatever fails, the model that was served goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from common.batcher import MicroBatcher, ModelError, checked
+from common.cli import UserError
+
+log = logging.getLogger(__name__)
+
+
+def model_version(predictor: object) -> str:
+    """Its `version`, or its `model_id` where it has none."""
+    return getattr(predictor, "version", "") or predictor.model_id
+
+
+class ModelSlot:
+    """`predictor` is None until one has passed its checks, and is replaced as a whole."""
+
+    def __init__(self, load: Callable[[], object], args: argparse.Namespace, batcher: MicroBatcher):
+        self.load, self.args, self.batcher = load, args, batcher
+        self.predictor = None
+        self.example_answer: dict = {}
+
+    def fill(self) -> None:
+        """Load, warm up and replay the golden answers. Raises what is wrong with the model."""
+        predictor = self.load()
+        answer = self._warm_up(predictor)
+        predictor.check_golden()
+        self.predictor, self.example_answer = predictor, answer
+
+    def replace(self, wanted: dict) -> dict:
+        """Serve another model from now on; {"model_id", "was"}.
+
+        wanted: "ckpt", the file (default: the one served), and "sha256" of it, checked before and after it is read.
+        Raises UserError, and what is wrong with the model.
+        """
+        before = getattr(self.args, "ckpt", "")
+        ckpt = wanted.get("ckpt") or before
+        self._check_sha256(ckpt, wanted.get("sha256"))
+        try:
+            self.args.ckpt = ckpt
+            predictor = self.load()
+            predictor.check_golden()
+            self._check_sha256(ckpt, wanted.get("sha256"))  # again: the file may have been replaced in between
+            # in the model's own thread, between two batches: what torch keeps for a thread is then there too
+            answer = self.batcher.call(lambda: self._warm_up(predictor)).result()
+        except BaseException:
+            self.args.ckpt = before
+            raise
+        was = self.predictor.model_id
+        self.predictor, self.example_answer = predictor, answer
+        log.warning("model %s took over from %s", predictor.model_id, was)
+        return {"model_id": predictor.model_id, "was": was}
+
+    def _warm_up(self, predictor: object) -> dict:
+        row = predictor.decode(predictor.example)
+        for rows in (1, 1, max(1, self.args.max_batch // 2), self.args.max_batch):
+            results = predictor.predict_rows([row] * rows)
+            if len(results) != rows or any(isinstance(checked(result), ModelError) for result in results):
+                raise ModelError(f"warm-up: wanted {rows} answers of finite values for {rows} times the example")
+        return results[0]
+
+    @staticmethod
+    def _check_sha256(ckpt: str, wanted: str | None) -> None:
+        if wanted is None:
+            return
+        try:
+            found = hashlib.sha256(Path(ckpt).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{ckpt}: cannot be read ({error.strerror or error})") from error
+        if found != wanted.lower():
+            raise UserError(f"{ckpt}: sha256 {found}, wanted {wanted}; copy the file again")

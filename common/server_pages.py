@@ -1,0 +1,102 @@
+"""What a model server offers beside predictions: health, metrics, another model.
+
+    server.endpoints = endpoints(server)    # by path; anew for each model, whose version is part of some paths
+
+`server` is common.server_microbatch's Server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from common.batcher import Job
+from common.endpoints import GET, POST, RETRY, Endpoint, Reply, error_reply, json_reply
+from common.http_connection import Connection
+from common.http_wire import HttpError, Request
+from common.metrics import escaped, render
+from common.model_slot import model_version
+from common.predictions import PlainJson
+from common.strict_json import load_json
+
+
+def endpoints(server) -> dict[str, Endpoint]:
+    """What there is, by path."""
+    if server.link:  # the numbers of all workers, whichever is asked
+        metrics = {"accept": partial(_all_metrics, server)}
+    else:
+        metrics = {"page": lambda request, body: _metrics_reply([snapshot(server)])}
+    predict = partial(server.accept, PlainJson(server.route))
+    found = [
+        Endpoint(GET, "/health", page=partial(_health, server)),
+        Endpoint(GET, "/live", page=lambda request, body: json_reply({"status": "live"})),
+        Endpoint(GET, "/ready", page=partial(_ready, server)),
+        Endpoint(GET, "/metrics", **metrics),
+        Endpoint(POST, "/admin/reload", accept=partial(_reload, server), guard="admin"),
+        Endpoint(POST, server.route.path, accept=predict, guard="api", predicts=True),
+    ]
+    return {endpoint.name: endpoint for endpoint in found}
+
+
+def _health(server, request: Request, body: bytes) -> Reply:
+    lost = {"log_lines_lost": server.request_log.lost} if server.request_log else {}
+    model_id = server.slot.predictor.model_id if server.slot.predictor else None
+    ready = not server.unavailable()
+    return json_reply({"status": "ok", "ready": ready, "model_id": model_id, "queue": server.batcher.depth, **lost})
+
+
+def _ready(server, request: Request, body: bytes) -> Reply:
+    if why := server.unavailable():
+        raise HttpError(503, why, RETRY)
+    return json_reply({"status": "ready", "model_id": server.slot.predictor.model_id})
+
+
+def snapshot(server) -> dict:
+    """The metrics of this process, for `render`."""
+    gauges = {
+        "http_connections": {"": len(server.connections)},
+        "queue_rows": {"": server.batcher.depth},
+        "predictions_in_flight": {"": len(server.jobs)},
+        "model_ready": {"": int(not server.unavailable())},
+        "alarm_firing": {f'alarm="{escaped(name)}"': 1 for name in server.alarms.firing()},
+    }
+    if model := server.slot.predictor:
+        names = {"model_id": model.model_id, "name": server.route.name, "version": model_version(model)}
+        gauges["model_info"] = {",".join(f'{key}="{escaped(value)}"' for key, value in names.items()): 1}
+    if server.request_log:
+        server.metrics.counts["request_log_lines_lost_total"][""] = server.request_log.lost
+    return server.metrics.snapshot(gauges)
+
+
+def _metrics_reply(snapshots: list[dict]) -> Reply:
+    return Reply(200, render(snapshots).encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def _all_metrics(server, connection: Connection, body: bytes) -> Job:
+    return _later(server, connection, server.link.ask("metrics", snapshot(server)), _metrics_reply)
+
+
+def _reload(server, connection: Connection, body: bytes) -> Job:
+    wanted = load_json(body) if body.strip() else {}
+    if not isinstance(wanted, dict) or not all(
+        key in ("ckpt", "sha256") and isinstance(value, str) for key, value in wanted.items()
+    ):
+        raise HttpError(400, 'wanted a JSON object with "ckpt" (a path on the server), "sha256", both or neither')
+    done = server.link.ask("reload", wanted) if server.link else server.reload(wanted)
+    return _later(server, connection, done, lambda value: json_reply({"status": "reloaded", **value}))
+
+
+def _later(server, connection: Connection, answer: Awaitable, reply: Callable[[object], Reply]) -> Job:
+    """The job of a connection whose answer is awaited."""
+    job = Job()
+
+    async def finish() -> None:
+        try:
+            done = reply(await answer)
+        except HttpError as error:
+            done = error_reply(error)
+        if not job.abandoned:
+            connection.finish(done)
+
+    server.loop.create_task(finish())
+    return job
