@@ -65,9 +65,11 @@ sys.exit(run_server(lambda: Predictor(args), Route("/predict", "x", "xs"), args)
 class Tiny:
     """A running server; stopped and its exit code checked by the fixture."""
 
+    script_text, model_id = TINY_SERVER, "tiny-1"
+
     def __init__(self, folder: Path, *flags: str, ready: bool = True):
         script = folder / "tiny_server.py"
-        script.write_text(TINY_SERVER)
+        script.write_text(self.script_text)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.errors = open(folder / "stderr.txt", "w+")  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
@@ -81,7 +83,7 @@ class Tiny:
         assert line.startswith("listening on http://127.0.0.1:"), (line, self.stderr())
         self.port = int(line.rsplit(":", 1)[1])
         if ready:
-            assert self.process.stdout.readline() == "ready with model tiny-1\n", self.stderr()
+            assert self.process.stdout.readline() == f"ready with model {self.model_id}\n", self.stderr()
 
     def stderr(self) -> str:
         return Path(self.errors.name).read_text()
