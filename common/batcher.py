@@ -63,6 +63,7 @@ class MicroBatcher:
         self._changed = threading.Condition()
         self._rows: deque[tuple[Job, int]] = deque()
         self._calls: deque[tuple[Callable, Future]] = deque()
+        self._undecoded: deque[tuple[Callable, Job]] = deque()
         self._reserved = 0  # rows accepted and not yet through the model: being decoded, queued or in the forward pass
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -115,15 +116,26 @@ class MicroBatcher:
             self._rows.extend((job, index) for index, result in enumerate(job.results) if result is None)
             self._changed.notify()
 
+    def submit_undecoded(self, decode: Callable[[Job], None], job: Job) -> None:
+        """`decode(job)` in the model's thread, just before a batch is formed; it submits the job's rows."""
+        with self._changed:
+            self._undecoded.append((decode, job))
+            self._changed.notify()
+
     def _run(self) -> None:
         busy = False
         while True:
             with self._changed:
-                while not (self._rows or self._calls or self._stopped):
+                while not (self._rows or self._undecoded or self._calls or self._stopped):
                     busy = False
                     self._changed.wait()
                 if self._stopped:
                     return
+                fresh = min(len(self._undecoded), max(0, self._max_batch - len(self._rows)))
+                jobs = [self._undecoded.popleft() for _ in range(fresh)]
+            for decode, job in jobs:
+                decode(job)
+            with self._changed:
                 call = self._calls.popleft() if self._calls else None
                 batch = [] if call else self._take_batch(busy)
             if call:
@@ -135,7 +147,9 @@ class MicroBatcher:
     def _take_batch(self, busy: bool) -> list[tuple[Job, int]]:
         until = time.monotonic() + self._window_s
         # reserved but not queued: still being decoded, for no row is in the model now
-        while busy and len(self._rows) < min(self._max_batch, self._reserved) and not self._stopped:
+        while busy and len(self._rows) < min(self._max_batch, self._reserved):
+            if self._undecoded or self._stopped:
+                break
             if not self._changed.wait(until - time.monotonic()) or time.monotonic() >= until:
                 break
         batch, now = [], time.monotonic()

@@ -6,8 +6,8 @@
     reply = job.protocol.write(job, extra)
 
 Parsing and decoding run in the pool's threads, so that a large photo never holds up the event loop. A protocol gives
-`read(job, places) -> items` (raising HttpError) and `write(job, extra) -> Reply`: here plain JSON, in oip_v2 the Open
-Inference Protocol.
+`read(job) -> items` (raising HttpError), `write(job, extra) -> Reply`, and `errors_by_item`: whether its answers have a
+place for the errors of single items. Here plain JSON, in oip_v2 the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class Prediction(Job):
 
 
 class DecodePool:
-    """Threads that decode accepted requests. What waits for them is bounded by the places in the batcher's queue."""
+    """Threads that decode accepted requests. What waits for them is bounded by the places in the batcher's queue.
+
+    threads: 0 decodes in the model's thread: for short texts, a hand-over between threads costs more than the decoding.
+    """
 
     def __init__(self, batcher: MicroBatcher, done: Callable[[list[Prediction]], None], threads: int):
         self._batcher, self._done = batcher, done
@@ -87,7 +90,10 @@ class DecodePool:
             thread.start()
 
     def put(self, job: Prediction) -> None:
-        self._inbox.put(job)
+        if self._threads:
+            self._inbox.put(job)
+        else:
+            self._batcher.submit_undecoded(self._decode, job)
 
     def stop(self, timeout_s: float) -> bool:
         """End the threads; False if one is still busy after `timeout_s` seconds."""
@@ -100,21 +106,25 @@ class DecodePool:
 
     def _run(self) -> None:
         while (job := self._inbox.get()) is not None:
-            try:
-                if not job.abandoned and job.deadline > time.monotonic():
-                    self._decode(job)
-            except HttpError as error:
-                job.error = error
-            except Exception:
-                log.exception("request %s", job.connection.req_id)
-                job.error = HttpError(500, "the server failed on this request")
-            self._batcher.release(job.places - job.left)
-            if job.left:
-                self._batcher.submit(job)
-            else:
-                self._done([job])
+            self._decode(job)
 
     def _decode(self, job: Prediction) -> None:
+        """To the batcher with its rows, or to `done` where there is none that the model can take."""
+        try:
+            if not job.abandoned and job.deadline > time.monotonic():
+                self._set_rows(job)
+        except HttpError as error:
+            job.error = error
+        except Exception:
+            log.exception("request %s", job.connection.req_id)
+            job.error = HttpError(500, "the server failed on this request")
+        self._batcher.release(job.places - job.left)
+        if job.left:
+            self._batcher.submit(job)
+        else:
+            self._done([job])
+
+    def _set_rows(self, job: Prediction) -> None:
         start = time.monotonic()
         job.data_hash = hashlib.sha256(job.body).hexdigest()
         items = job.protocol.read(job)
@@ -141,6 +151,8 @@ def _row(predictor: object, item: object) -> object:
 class PlainJson:
     """{key: item} → one answer; {list_key: [...]} or {"items": [...]} → {"items": [answer, ...]}."""
 
+    errors_by_item = True
+
     def __init__(self, route: Route):
         self.route = route
 
@@ -166,13 +178,11 @@ class PlainJson:
 
 
 def fault(job: Prediction) -> HttpError | None:
-    """The error that answers the whole job: its own, or that of its items where none of them is good."""
-    if job.error:
+    """The error that answers the whole job: its own, or the first item's where the answer has no place beside it."""
+    bad = [result for result in job.results if isinstance(result, Exception)]
+    if job.error or not bad or (job.protocol.errors_by_item and len(bad) < len(job.results)):
         return job.error
-    if any(isinstance(result, dict) for result in job.results):
-        return None
-    status = min(getattr(result, "status", 500) for result in job.results)
-    return HttpError(status, str(job.results[0]))
+    return HttpError(getattr(bad[0], "status", 500), str(bad[0]))
 
 
 def stages(job: Prediction, now: float) -> dict[str, float]:

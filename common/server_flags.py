@@ -8,10 +8,10 @@ import os
 from common.cli import number
 
 
-def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
-    """Add them; `port` is the default port. Limits are per worker."""
+def add_server_flags(parser: argparse.ArgumentParser, port: int, decode_threads: int | None = None) -> None:
+    """Add them; `port` and `decode_threads` (None: the cores, 8 at most) are defaults. Limits are per worker."""
     whole, some = number(int, 1), number(float, 0)
-    cores = os.cpu_count() or 1
+    decode_threads = min(8, os.cpu_count() or 1) if decode_threads is None else decode_threads
     flags = [
         ("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
         ("port", number(int, 0, 65535), port, "port to listen on; 0 picks a free one"),
@@ -21,7 +21,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
         ("queue", whole, 256, "most rows accepted and not yet through the model; beyond it the answer is 429"),
         ("timeout_ms", whole, 5000, "time for one answer, queue included, in ms; the header X-Timeout-Ms shortens it"),
         ("drain_s", some, 20.0, "longest time to finish accepted requests on SIGTERM, in seconds"),
-        ("decode_threads", whole, min(8, cores), "threads that decode requests"),
+        ("decode_threads", number(int, 0), decode_threads, "threads that decode requests; 0: the model's own"),
         ("max_body_mb", some, 10.0, "largest request body, in MB"),
         ("max_head_kb", whole, 16, "largest request head, in KiB"),
         ("max_headers", whole, 64, "most headers of a request"),

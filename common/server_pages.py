@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from common import oip_v2
 from common.batcher import Job
 from common.endpoints import GET, POST, RETRY, Endpoint, Reply, error_reply, json_reply
 from common.http_connection import Connection
@@ -35,7 +36,7 @@ def endpoints(server) -> dict[str, Endpoint]:
         Endpoint(POST, "/admin/reload", accept=partial(_reload, server), guard="admin"),
         Endpoint(POST, server.route.path, accept=predict, guard="api", predicts=True),
     ]
-    return {endpoint.name: endpoint for endpoint in found}
+    return {endpoint.name: endpoint for endpoint in found} | oip_v2.endpoints(server)
 
 
 def _health(server, request: Request, body: bytes) -> Reply:

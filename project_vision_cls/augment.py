@@ -16,11 +16,14 @@ from torch import Tensor
 
 from project_vision_cls.data import to_input
 
+TOGETHER = 4
+
 
 def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False) -> Tensor:
     """Shift every photo by up to `pad` pixels each way (borders mirrored), and flip every other one, by chance.
 
-    pixels: (B, S, S, 3) uint8; the same comes back.
+    pixels: (B, S, S, 3) uint8; the same comes back. TOGETHER photos of a batch, which are others in every epoch, share
+    their shift to the side and their flip: small photos would cost a call of torch each.
     """
     b, s, device = len(pixels), pixels.shape[1], pixels.device
     pad = min(pad, s - 1)  # there is no more to mirror
@@ -32,10 +35,11 @@ def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False)
     pixels = pixels.reshape(b * s, s * 3).index_select(0, row.view(-1)).view(b, s, s, 3)
     borders = pixels[:, :, 1 : pad + 1].flip(2), pixels[:, :, s - 1 - pad : s - 1].flip(2)
     wide = torch.cat([borders[0], pixels, borders[1]], 2) if pad else pixels
-    lefts = torch.randint(2 * pad + 1, (b,)).tolist()
-    mirrored = _chosen(b, hflip, device).tolist()
-    wide = [photo.flip(1) if mirror else photo for photo, mirror in zip(wide, mirrored, strict=True)]
-    return torch.stack([photo[:, left : left + s] for photo, left in zip(wide, lefts, strict=True)])
+    groups = wide.split(TOGETHER)
+    mirrored = _chosen(len(groups), hflip, device).tolist()
+    lefts = torch.randint(2 * pad + 1, (len(groups),)).tolist()
+    groups = [photos.flip(2) if mirror else photos for photos, mirror in zip(groups, mirrored, strict=True)]
+    return torch.cat([photos[:, :, left : left + s] for photos, left in zip(groups, lefts, strict=True)])
 
 
 def _chosen(b: int, some: bool, device: torch.device) -> Tensor:
