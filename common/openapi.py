@@ -12,19 +12,28 @@ from __future__ import annotations
 
 import re
 
+from common import openapi_v2
 from common.endpoints import Endpoint, Reply, json_reply
 from common.http_wire import Request
+from common.json_schema import FLAG, TEXT, WHOLE, as_json, fields, list_of, ref, values_like
 from common.model_slot import model_version
 
-EXAMPLE_CHARS = 4000  # an example longer than this would bury the document
-TEXT, WHOLE, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 MS = {"type": "number", "minimum": 0}
 ADDED = {  # what the server adds to every answer of the model
     "lat_ms": {**MS, "description": "from the whole body to the answer, in ms"},
     "p95": {**MS, "description": "95 % of the latest answers took at most this, in ms"},
-    "alert": {"type": "array", "items": TEXT, "description": "names of the alarms that are firing"},
+    "alert": {**list_of(TEXT), "description": "names of the alarms that are firing"},
     "req_id": {**TEXT, "description": "the X-Request-ID of the request, or one made by the server"},
     "model_id": {**TEXT, "description": "which weights answered"},
+}
+VALUE = {
+    "description": "Any JSON; integers have 64 bits at most.",
+    "anyOf": [
+        {"type": ["string", "boolean", "null"]},
+        {"type": "number", "minimum": -(2**63), "maximum": 2**63 - 1},
+        list_of(ref("schemas", "Value")),
+        {"type": "object", "additionalProperties": ref("schemas", "Value")},
+    ],
 }
 ERRORS = {
     400: "What was sent is not one clear request, or its body is not of the wanted shape.",
@@ -72,7 +81,7 @@ def document(server) -> dict:
         "info": {
             "title": f"{route.name}: model server",
             "version": model_version(model) if model else "loading",
-            "description": "Every error is {\"error\": words}: 404 at a path that is not listed here, 405 for a method "
+            "description": 'Every error is {"error": words}: 404 at a path that is not listed here, 405 for a method '
             f"that a path does not have. Bodies up to {limits.body_bytes} bytes, heads up to {limits.head_bytes} bytes "
             f"and {limits.headers} headers, {server.args.queue} items in one request.",
         },
@@ -86,35 +95,8 @@ def document(server) -> dict:
     }
 
 
-def values_like(value: object) -> dict:
-    """The JSON schema of values such as this one; whatever None may stand for is left open."""
-    if isinstance(value, dict):
-        fields = {key: values_like(held) for key, held in value.items()}
-        return {"type": "object", "properties": fields, "required": list(fields)}
-    if isinstance(value, (list, tuple)):
-        kinds = [values_like(item) for item in value]
-        same = kinds and all(kind == kinds[0] for kind in kinds)
-        return {"type": "array", **({"items": kinds[0]} if same else {})}
-    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
-    return {"type": names[type(value)]} if type(value) in names else {}
-
-
-def fields(required: dict, **optional: dict) -> dict:
-    """An object's schema; there may be further fields."""
-    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
-
-
-def as_json(schema: dict) -> dict:
-    """The content of a body that is JSON."""
-    return {"application/json": {"schema": schema}}
-
-
-def _ref(kind: str, name: str) -> dict:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
 def _path(server, path: str, endpoint: Endpoint) -> dict:
-    shared = [_ref("parameters", name) for name in ("RequestId", "TraceParent")]
+    shared = [ref("parameters", name) for name in ("RequestId", "TraceParent")]
     told = _told(server).get(path) or openapi_v2.told(server, path)
     return {
         "parameters": shared,
@@ -135,13 +117,13 @@ def _operation(server, path: str, endpoint: Endpoint, method: str, told: dict) -
         "summary": told["summary"],
         "responses": {
             **({} if off else {"200": good}),
-            **{str(status): _ref("responses", f"Error{status}") for status in sorted(statuses)},
+            **{str(status): ref("responses", f"Error{status}") for status in sorted(statuses)},
         },
     }
     if endpoint.guard in server.tokens:
         found["security"] = [{TOKEN_OF[endpoint.guard]: []}]
     if endpoint.predicts:
-        found["parameters"] = [_ref("parameters", "Timeout"), *told.get("parameters", ())]
+        found["parameters"] = [ref("parameters", "Timeout")]
     if "body" in told:
         found["requestBody"] = {"required": endpoint.predicts, "content": told["body"]}
     return found
@@ -149,7 +131,7 @@ def _operation(server, path: str, endpoint: Endpoint, method: str, told: dict) -
 
 def _told(server) -> dict[str, dict]:
     """By path, what `server.endpoints` does not say: summary, bodies by media type, further errors."""
-    either = {"anyOf": [_ref("schemas", "Answer"), _ref("schemas", "Answers")]}
+    either = {"anyOf": [ref("schemas", "Answer"), ref("schemas", "Answers")]}
     reloaded = fields({"status": {"const": "reloaded"}, "model_id": TEXT, "was": TEXT}, workers=WHOLE)
     health = {"status": {"const": "ok"}, "ready": FLAG, "model_id": {"type": ["string", "null"]}, "queue": WHOLE}
     ready = fields({"status": {"const": "ready"}, "model_id": TEXT})
@@ -168,19 +150,19 @@ def _told(server) -> dict[str, dict]:
             "summary": replace,
             "content": as_json(reloaded),
             "errors": (409, 415, 422),
-            "body": as_json(_ref("schemas", "Reload")),
+            "body": as_json(ref("schemas", "Reload")),
         },
         server.route.path: {
             "summary": "Predictions for one item, or for a list of items, where a bad one harms no other.",
             "content": as_json(either),
-            "body": {"application/json": {"schema": _ref("schemas", "Request"), **_example(server)}},
+            "body": {"application/json": {"schema": ref("schemas", "Request"), **_example(server)}},
         },
     }
 
 
 def _example(server) -> dict:
     model, route = server.slot.predictor, server.route
-    if model is None or len(str(model.example)) > EXAMPLE_CHARS:
+    if model is None or len(str(model.example)) > openapi_v2.EXAMPLE_CHARS:
         return {}
     one = {route.key: model.example}
     return {"examples": {"one": {"value": one}, "list": {"value": {route.list_key: [model.example] * 2}}}}
@@ -190,26 +172,29 @@ def _schemas(server) -> dict:
     """By name; `Prediction` is what the model answers, as far as its example shows."""
     route, example = server.route, server.slot.example_answer
     prediction = {**values_like(example), "examples": [example]} if example else {"type": "object"}
-    either = {"anyOf": [_ref("schemas", "Prediction"), _ref("schemas", "Error")]}
-    anything = {"description": "Anything else gets an error of its own, in its place."}
-    items = {"type": "array", "minItems": 1, "maxItems": server.args.queue}
-    items["items"] = {"anyOf": [_ref("schemas", "Item"), anything]}
+    either = {"anyOf": [ref("schemas", "Prediction"), ref("schemas", "Error")]}
+    items = list_of(
+        {"anyOf": [ref("schemas", "Item"), ref("schemas", "Value")]}, maxItems=server.args.queue, minItems=1
+    )
+    items["description"] = "An item that cannot be used gets an error of its own, in its place."
     keys = dict.fromkeys([route.key, route.list_key, "items"])
     bodies = [
         {
             "type": "object",
             "required": [key],
-            "properties": {**dict.fromkeys(keys, False), key: _ref("schemas", "Item") if key == route.key else items},
+            "additionalProperties": ref("schemas", "Value"),
+            "properties": {**dict.fromkeys(keys, False), key: ref("schemas", "Item") if key == route.key else items},
         }
         for key in keys
     ]
     return {
         "Error": fields({"error": TEXT}),
         "Item": route.schema,
+        "Value": VALUE,
         "Request": {"description": "Exactly one of the keys.", "oneOf": bodies},
         "Prediction": prediction,
-        "Answer": {"allOf": [_ref("schemas", "Prediction"), fields(ADDED)]},
-        "Answers": fields({"items": {"type": "array", "minItems": 1, "items": either}, **ADDED}),
+        "Answer": {"allOf": [ref("schemas", "Prediction"), fields(ADDED)]},
+        "Answers": fields({"items": list_of(either, minItems=1), **ADDED}),
         "Reload": {
             "type": "object",
             "additionalProperties": False,
@@ -238,5 +223,5 @@ def _error(status: int) -> dict:
     return {
         "description": ERRORS[status],
         **({"headers": HEADERS[status]} if status in HEADERS else {}),
-        "content": {"application/json": {"schema": _ref("schemas", "Error")}},
+        "content": {"application/json": {"schema": ref("schemas", "Error")}},
     }

@@ -216,8 +216,8 @@ class Server:
 
     def accept(self, protocol: object, connection: Connection, body: bytes) -> Prediction:
         """Raises HttpError 400 or 429. From here on the request gets an answer."""
-        limit_ms = connection.request.headers.get("x-timeout-ms", "")
-        if limit_ms and not re.fullmatch("[1-9][0-9]{0,8}", limit_ms):
+        limit_ms = connection.request.headers.get("x-timeout-ms")
+        if limit_ms is not None and not re.fullmatch("[1-9][0-9]{0,8}", limit_ms):
             raise HttpError(400, "header x-timeout-ms: wanted whole milliseconds, 1 or more")
         seconds = min(int(limit_ms or self.args.timeout_ms), self.args.timeout_ms) / 1000
         if not self.batcher.reserve():

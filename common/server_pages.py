@@ -1,4 +1,4 @@
-"""What a model server offers beside predictions: health, metrics, another model.
+"""What a model server offers beside predictions: a page, a description, health, metrics, another model.
 
     server.endpoints = endpoints(server)    # by path; anew for each model, whose version is part of some paths
 
@@ -17,6 +17,8 @@ from common.http_connection import Connection
 from common.http_wire import HttpError, Request
 from common.metrics import escaped, render
 from common.model_slot import model_version
+from common.openapi import described
+from common.page import home
 from common.predictions import PlainJson
 from common.strict_json import load_json
 
@@ -29,6 +31,8 @@ def endpoints(server) -> dict[str, Endpoint]:
         metrics = {"page": lambda request, body: _metrics_reply([snapshot(server)])}
     predict = partial(server.accept, PlainJson(server.route))
     found = [
+        Endpoint(GET, "/", page=partial(home, server)),
+        Endpoint(GET, "/openapi.json", page=partial(described, server)),
         Endpoint(GET, "/health", page=partial(_health, server)),
         Endpoint(GET, "/live", page=lambda request, body: json_reply({"status": "live"})),
         Endpoint(GET, "/ready", page=partial(_ready, server)),
