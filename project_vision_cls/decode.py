@@ -9,6 +9,7 @@ profiles are not applied. Of an animation the first frame is taken.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import stat
@@ -95,6 +96,18 @@ def _file_size(path: str | Path) -> int:
     if not stat.S_ISREG(state.st_mode):  # opening a named pipe would wait for ever
         raise PhotoError("not a regular file")
     return state.st_size
+
+
+def file_bytes(item: object) -> bytes:
+    """A photo's file from a request: bytes, or base64 with or without a data: prefix; PhotoError in words."""
+    if isinstance(item, bytes):
+        return item
+    if not isinstance(item, str):
+        raise PhotoError(f"image_base64 is a {type(item).__name__}, wanted the base64 text of a photo's file")
+    try:
+        return base64.b64decode(item.partition(";base64,")[2] or item, validate=True)
+    except ValueError as error:
+        raise PhotoError(f"image_base64 is not base64: {error}") from error
 
 
 def decode(source: str | Path | bytes | Image.Image, size: int) -> np.ndarray:

@@ -10,7 +10,6 @@ goes to --request_log where it is given.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import sys
 
@@ -20,7 +19,7 @@ from PIL import Image
 
 from common.cli import command_parser, run
 from common.server_microbatch import Route, add_server_flags, run_server
-from project_vision_cls.decode import PhotoError
+from project_vision_cls.decode import file_bytes
 from project_vision_cls.inference import Predictor
 
 PHOTO = {"type": "string", "description": "base64 of a JPEG, PNG, WebP or BMP file", "contentEncoding": "base64"}
@@ -37,17 +36,9 @@ class Photos:
         Image.fromarray(predictor.example).save(buffer, "PNG")
         self.example = base64.b64encode(buffer.getvalue()).decode()
 
-    def decode(self, text: object) -> np.ndarray:
-        """A photo's file, bytes or base64 with or without a data: prefix → (S, S, 3) uint8; ValueError in words."""
-        if isinstance(text, bytes):
-            return self.predictor.decode(text)
-        if not isinstance(text, str):
-            raise PhotoError(f"image_base64 is a {type(text).__name__}, wanted the base64 text of a photo's file")
-        try:
-            data = base64.b64decode(text.partition(";base64,")[2] or text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise PhotoError(f"image_base64 is not base64: {error}") from error
-        return self.predictor.decode(data)
+    def decode(self, item: object) -> np.ndarray:
+        """A photo's file, as bytes or base64 → (S, S, 3) uint8; PhotoError in words."""
+        return self.predictor.decode(file_bytes(item))
 
 
 def main(argv: list[str] | None = None) -> None:
