@@ -14,6 +14,7 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 from common.endpoints import Reply, to_json
 from common.http_wire import Request
@@ -39,7 +40,7 @@ def home(server, request: Request, body: bytes) -> Reply:
 def _about(server) -> dict:
     model, route = server.slot.predictor, server.route
     example = model.example if model and len(str(model.example)) <= EXAMPLE_CHARS else None
-    found = [path for path in (*LINKS, f"/v2/models/{route.name}") if path in server.endpoints]
+    found = [path for path in (*LINKS, f"/v2/models/{quote(route.name)}") if path in server.endpoints]
     return {
         "name": route.name,
         "model_id": model.model_id if model else "",

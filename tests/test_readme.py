@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,30 +42,48 @@ def test_the_commands_for_your_own_photos_and_the_server(tmp_path):
     wanted = ["best.pt", "last.pt", "train.jsonl", "metrics.json", "confusion_matrix.csv", "preds.csv", "mistakes.png"]
     assert [name for name in wanted if not (tmp_path / "runs" / "vision" / name).exists()] == []
     check_serving(tmp_path)
+    check_operating(tmp_path)
 
 
-def check_serving(folder: Path) -> None:
+@contextmanager
+def served(line: str, folder: Path, flags: str = "") -> Iterator[str]:
+    """Run a serve command of the README on a free port until the block ends; its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shutil.copy(next((folder / "data/vision/test/mug").iterdir()), folder / "photo.jpg")
-    line = BLOCKS["serve"].strip().replace("8080", port)
-    command = [sys.executable, *line.split()[1:]]
+    command = [sys.executable, *f"{line} --port {port} {flags}".split()[1:]]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline().startswith("listening")
             assert process.stdout.readline().startswith("ready")
-            health, answer = (
-                json.loads(shell(call.replace("8080", port), folder).stdout)
-                for call in BLOCKS["curl"].strip().splitlines()
-            )
+            yield port
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+
+
+def check_serving(folder: Path) -> None:
+    shutil.copy(next((folder / "data/vision/test/mug").iterdir()), folder / "photo.jpg")
+    with served(BLOCKS["serve"].strip(), folder) as port:
+        calls = BLOCKS["curl"].strip().replace("8080", port).splitlines()
+        health, answer = (json.loads(shell(call, folder).stdout) for call in calls)
     assert health["status"] == "ok"
     shown = re.search(r"The answer: `(\{.*?\})`", README, re.DOTALL)[1]
     assert set(re.findall(r'"(\w+)":', shown)) == answer.keys()
+
+
+def check_operating(folder: Path) -> None:
+    token, line = BLOCKS["operate"].strip().splitlines()
+    assert shell(token, folder).returncode == 0
+    with served(line, folder) as port:
+        calls = BLOCKS["ask"].strip().replace("8080", port).splitlines()
+        ready, metrics, document, model, reloaded = (shell(call, folder).stdout for call in calls)
+    assert json.loads(ready)["status"] == "ready"
+    assert "model_ready 2\n" in metrics
+    assert {"/predict", "/metrics"} <= json.loads(document)["paths"].keys()
+    assert json.loads(model)["name"] == "vision"
+    assert json.loads(reloaded)["status"] == "reloaded"
 
 
 @pytest.mark.slow

@@ -1,0 +1,328 @@
+"""The page at /: what may run in it, and what a person sees who uses it in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import Request, urlopen
+
+import pytest
+
+from common.http_wire import Limits
+from common.monitor_core import SlidingWindow
+from common.page import home
+from common.predictions import Route
+from tests.browser import PROGRAM, chromium
+from tests.conftest import ROOT
+from tests.tiny_models import served
+
+SOURCE = (ROOT / "common" / "page.html").read_text(encoding="utf-8")
+TOKEN = "a-token-for-the-tests"
+ANSWERS = "document.querySelector('#answers')"
+
+
+class Parts(HTMLParser):
+    """The attributes of all elements, and the text inside of script and style."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found, self.inside, self.tags = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [(tag, *attr) for attr in attrs]
+        self.last = "data" if ("type", "application/json") in attrs else tag
+
+    def handle_data(self, data):
+        if self.tags and self.last in ("script", "style", "data"):
+            self.inside[self.last] = self.inside.get(self.last, "") + data
+
+    def handle_endtag(self, tag):
+        self.last = ""
+
+
+def pretended(name: str = "tiny", model: object = None, why: str = "") -> SimpleNamespace:
+    """As much of a server as the page reads."""
+    return SimpleNamespace(
+        slot=SimpleNamespace(predictor=model),
+        route=Route("/predict", "text", name=name),
+        endpoints={"/health": None},
+        limits=Limits(),
+        tokens={},
+        latencies=SlidingWindow(8),
+        unavailable=lambda: why,
+    )
+
+
+# -- what the page is made of --
+
+
+def test_the_page_is_small_and_of_one_piece():
+    assert len(SOURCE.splitlines()) < 200
+    addresses = [word for word in SOURCE.replace('"', " ").split() if "//" in word and word != "//"]
+    assert addresses == ["http://www.w3.org/1999/xhtml", "http://www.w3.org/2000/svg"]  # names, nothing to load
+    for tag, name, value in Parts(SOURCE).found:
+        assert name not in ("src", "style", "action", "srcset", "onclick", "onload"), tag
+        assert name != "href" or value == "data:,"
+
+
+def test_nothing_is_inserted_as_html():
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "import"):
+        assert word not in SOURCE
+    for word in ("localStorage", "sessionStorage", "cookie", "indexedDB"):  # the token stays in memory
+        assert word not in SOURCE
+
+
+def test_every_input_has_a_label():
+    found = Parts(SOURCE).found
+    inputs = {value for tag, name, value in found if tag in ("input", "textarea") and name == "id"}
+    assert inputs == {value for tag, name, value in found if tag == "label" and name == "for"}
+    assert len(inputs) == 4
+
+
+def test_the_policy_lets_exactly_the_own_script_and_style_run():
+    reply = home(pretended(), None, b"")
+    policy = dict(reply.headers)["Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    parts = Parts(reply.body.decode())
+    for tag in ("script", "style"):
+        digest = base64.b64encode(hashlib.sha256(parts.inside[tag].encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+        assert parts.tags.count(tag) == (2 if tag == "script" else 1)
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == rules["frame-ancestors"] == "'none'"
+    assert dict(reply.headers)["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("name", ["</script><script>alert(1)</script>", "<!--<script>", "{{about}}", '“ü\u2028\\"'])
+def test_a_strange_name_stays_a_name(name):
+    model = SimpleNamespace(model_id=name, example=name)
+    text = home(pretended(name, model), None, b"").body.decode()
+    parts = Parts(text)
+    assert parts.tags.count("script") == 2
+    about = json.loads(parts.inside["data"])
+    assert (about["name"], about["model_id"], about["example"]) == (name, name, name)
+    assert "<" not in parts.inside["data"]
+
+
+def test_while_the_model_is_loading_the_page_says_so():
+    about = json.loads(Parts(home(pretended(why="the model is still loading"), None, b"").body.decode()).inside["data"])
+    assert (about["why"], about["model_id"], about["p95"]) == ("the model is still loading", "", None)
+
+
+def test_the_page_is_part_of_the_package():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["common"]
+    assert any(Path("page.html").match(pattern) for pattern in shipped)
+
+
+# -- in a browser --
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    if PROGRAM is None:
+        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
+    with chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+        # of all the tests: the page asked nobody else, and the policy had nothing to stop
+        assert [url for url in page.requests() if not url.startswith(("http://127.0.0.1:", "data:"))] == []
+        assert page.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def vision(colour_run):
+    with served("project_vision_cls.serve", "--ckpt", colour_run / "best.pt", "--max_body_mb", "1") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def texts():
+    with served("tests.tiny_models", "--form", "text", ML_E2E_API_TOKEN=TOKEN) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def series():
+    with served("tests.tiny_models", "--form", "series") as url:
+        yield url
+
+
+def send(page) -> None:
+    page.run("document.querySelector('#send').click()")
+    page.wait("!document.querySelector('#send').disabled")
+
+
+def seen(page, selector: str) -> list[str]:
+    return page.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+
+
+def error(page) -> str:
+    return seen(page, "#error")[0]
+
+
+def fetched(url: str, body: dict | None = None, token: str = "") -> bytes:
+    data, headers = json.dumps(body).encode() if body else None, {"Authorization": f"Bearer {token}"} if token else {}
+    with urlopen(Request(url, data, headers)) as answer:
+        return answer.read()
+
+
+def encoded(photo: Path) -> str:
+    return base64.b64encode(photo.read_bytes()).decode()
+
+
+@pytest.mark.browser
+def test_a_photo_gets_its_label_and_bars(page, vision, colour_photos):
+    page.open(f"{vision}/")
+    photo = colour_photos / "test" / "red" / "0.png"
+    page.upload("#file", [photo])
+    send(page)
+    top = json.loads(fetched(f"{vision}/predict", {"image_base64": encoded(photo)}))["top"]
+    shown = [(one["label"], f"{100 * one['prob']:.1f} %") for one in top]
+    assert seen(page, "#answers .bar span") == [text for bar in shown for text in bar]
+    assert top[0]["label"] == "red"
+    widths = page.run("[...document.querySelectorAll('.bar')].map(e => e.lastChild.offsetWidth / e.offsetWidth)")
+    assert widths == pytest.approx([one["prob"] for one in top], abs=0.02)
+    assert page.run(f"{ANSWERS}.querySelector('img').decode().then(() => {ANSWERS}.querySelector('img').naturalWidth)")
+    assert error(page) == ""
+    assert seen(page, "#facts dd")[3].endswith(" ms")
+
+
+@pytest.mark.browser
+def test_several_photos_and_a_broken_one_among_them(page, vision, colour_photos, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"this is no photo")
+    page.open(f"{vision}/")
+    blue, green = (colour_photos / "test" / name / "0.png" for name in ("blue", "green"))
+    page.upload("#file", [blue, broken, green])
+    send(page)
+    first = "article => article.querySelector('.bar span, .warn').textContent"
+    words = page.run(f"[...{ANSWERS}.querySelectorAll('article')].map({first})")
+    assert (words[0], words[2]) == ("blue", "green")
+    assert "not an image" in words[1]
+
+
+@pytest.mark.browser
+def test_a_broken_photo_is_an_error_in_words(page, vision, tmp_path):
+    page.open(f"{vision}/")
+    send(page)
+    assert error(page) == "There is nothing to send yet."
+    too_large = bytes(2_000_000)
+    for data, words in [(b"this is no photo", "(status 422)"), (b"", "(status 422)"), (too_large, "1 MB at most")]:
+        file = tmp_path / "photo.png"
+        file.write_bytes(data)
+        page.upload("#file", [file])
+        send(page)
+        assert words in error(page)
+        assert seen(page, "#answers")[0] == ""
+
+
+@pytest.mark.browser
+def test_a_photo_can_be_dropped(page, vision, colour_photos):
+    page.open(f"{vision}/")
+    photo = encoded(colour_photos / "test" / "green" / "0.png")
+    page.run(
+        f"""(() => {{
+            const data = new DataTransfer()
+            const bytes = Uint8Array.from(atob("{photo}"), c => c.charCodeAt(0))
+            data.items.add(new File([bytes], "green.png", {{type: "image/png"}}))
+            const how = {{bubbles: true, cancelable: true, dataTransfer: data}}
+            document.querySelector("#photo").dispatchEvent(new DragEvent("drop", how))
+        }})()"""
+    )
+    send(page)
+    assert seen(page, "#answers .bar span")[0] == "green"
+
+
+@pytest.mark.browser
+def test_texts_need_the_token_and_are_shown_as_text(page, texts):
+    page.open(f"{texts}/")
+    page.write("#lines", "HELLO THERE")
+    send(page)
+    assert error(page) == "wanted the header Authorization: Bearer TOKEN (status 401)"
+    page.write("#token", TOKEN)
+    send(page)
+    assert seen(page, "#answers .bar span") == ["shouting", "90.9 %"]
+    page.write("#lines", "<img src=x onerror=alert(1)>\n\nSTOP THAT")
+    send(page)
+    assert seen(page, "#answers article > p") == ["<img src=x onerror=alert(1)>", "STOP THAT"]
+    assert seen(page, "#answers .bar span")[::2] == ["calm", "shouting"]
+    assert seen(page, "#answers img") == []
+    assert json.loads(seen(page, "#json")[0])["model_id"] == "tiny-1"
+    page.open(f"{texts}/?again")
+    assert page.run("document.querySelector('#token').value") == ""
+
+
+def points(page, selector: str) -> list[tuple[float, ...]]:
+    text = page.run(f"{ANSWERS}.querySelector('{selector}').getAttribute('points')")
+    return [tuple(map(float, point.split(","))) for point in text.split()]
+
+
+@pytest.mark.browser
+def test_a_series_is_drawn_with_its_forecast(page, series):
+    page.open(f"{series}/")
+    assert page.run("document.querySelector('#numbers').value") == "1, 2, 4, 3"  # the model's example
+    page.write("#numbers", "1, 1;1\n1 1\t1 1 9")
+    send(page)
+    mean, spread = 2.0, math.sqrt(7)
+    facts = dict(zip(seen(page, "#answers dt"), seen(page, "#answers dd"), strict=True))
+    assert float(facts["pred"]) == mean
+    assert float(facts["lower"]) == pytest.approx(mean - spread, rel=1e-4)
+    assert (facts["anomaly"], seen(page, "#answers .warn")) == ("yes", ["This is an anomaly."])
+    line, forecast, band = (points(page, name) for name in (".series", ".pred", ".band"))
+    assert len(line) == 8
+    assert forecast[0] == line[-1]
+    scale = (line[0][1] - line[-1][1]) / 8  # pixels for 1
+    assert forecast[1][1] == pytest.approx(line[0][1] - scale * (mean - 1))
+    ends = [line[0][1] - scale * (end - 1) for end in (mean - spread, mean + spread)]
+    assert [y for _, y in band] == pytest.approx(ends)
+    page.write("#numbers", "1, two, 3")
+    send(page)
+    assert error(page) == "“two” is not a number"
+    page.write("#numbers", "1")
+    send(page)
+    assert error(page) == "wanted a list of 2 to 999 numbers (status 422)"
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone_and_the_dark(page, vision):
+    page.open(f"{vision}/")
+    backgrounds = set()
+    for scheme in ("light", "dark"):
+        page.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        backgrounds.add(page.run("getComputedStyle(document.body).backgroundColor"))
+    assert backgrounds == {"rgb(255, 255, 255)", "rgb(20, 24, 30)"}
+    page.ask("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=2, mobile=True)
+    assert page.run("document.documentElement.scrollWidth") <= 360
+    page.ask("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.browser
+def test_the_links_and_the_curl_line_work(page, texts):
+    page.open(f"{texts}/")
+    links = page.run("[...document.querySelectorAll('#links a')].map(a => a.href)")
+    assert links == [f"{texts}{path}" for path in ("/openapi.json", "/metrics", "/health", "/v2/models/shouting")]
+    assert all(map(fetched, links))
+    curl = seen(page, "#curl")[0]
+    assert curl.startswith(f'curl -s {texts}/predict -H "Authorization: Bearer $TOKEN" -d ')
+    body = json.loads(curl.partition(" -d ")[2].strip("'"))
+    assert json.loads(fetched(f"{texts}/predict", body, TOKEN))["label"] == "calm"
+
+
+@pytest.mark.browser
+def test_a_page_opened_too_early_gets_ready_by_itself(page, tmp_path):
+    gate = tmp_path / "gate"
+    with served("tests.tiny_models", "--load_gate", gate, ready=False) as url:
+        page.open(f"{url}/")
+        assert seen(page, "#facts dd")[:3] == ["none yet", "none yet", "no: the model is still loading"]
+        page.write("#lines", "hello")
+        send(page)
+        assert error(page) == "the model is still loading (status 503)"
+        gate.touch()
+        page.wait("document.querySelectorAll('#facts dd')[2]?.textContent === 'yes'")
+        assert seen(page, "#facts dd")[:2] == ["tiny-1", "20260102T030405"]
