@@ -333,6 +333,7 @@ def test_a_dead_worker_is_started_again(operate):
     time.sleep(1.5)  # its numbers are collected every second
     before = server.metrics()["prediction_seconds_count{stage=total}"]
     os.kill(int(lost[4:]), signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{lost[4:]}").exists(), "it is gone, and its socket with it")
     wait_until(lambda: server.metrics().get("worker_restarts_total{}") == 1, "the loss is counted")
     for _ in range(10):
         assert server.predict("1")[0] == 200  # the other one is there all the time
