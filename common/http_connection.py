@@ -8,6 +8,9 @@ Everything here runs on the event loop. A client that closes its sending side co
 """
 
 import asyncio
+import contextlib
+import os
+import socket
 import time
 
 from common.batcher import Job
@@ -161,3 +164,18 @@ class Connection(asyncio.Protocol):
             self.refuse(HttpError(408, f"the {self.phase} of the request did not arrive in time"))
         else:
             self.transport.abort()
+
+
+def close_port(server) -> None:
+    """Take the connections that the kernel has made already, then close: closing at once would reset them."""
+    server.late = []  # keeps the tasks from the garbage collector
+    for listening in server.listener.sockets:
+        server.loop.remove_reader(listening.fileno())
+        with socket.socket(fileno=os.dup(listening.fileno())) as port, contextlib.suppress(BlockingIOError):
+            while True:
+                client, _ = port.accept()
+                client.setblocking(False)
+                task = server.loop.create_task(server.loop.connect_accepted_socket(lambda: Connection(server), client))
+                server.late.append(task)
+    # not now: what asyncio itself accepted in this turn has no transport yet
+    server.loop.call_soon(server.listener.close)

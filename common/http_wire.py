@@ -20,7 +20,7 @@ from http import HTTPStatus
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 FIELD = re.compile(rb"(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?[ \t]*")
 # line ends other than CRLF, and NUL; a CR that ends the buffer may still get its LF
 BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 ABSOLUTE_TARGET = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
@@ -229,12 +229,12 @@ def _request(method: str, target: str, minor: int, headers: dict[str, str]) -> R
     if minor == 1 and "host" not in headers:
         raise WireError(400, "header host: missing")
     path = ABSOLUTE_TARGET.sub("", target, count=1) or "/" if target[0] != "/" else target
-    if path[0] not in "/?" and (method, path) != ("OPTIONS", "*"):
+    if method == "CONNECT" or (path[0] not in "/?" and (method, path) != ("OPTIONS", "*")):
         raise WireError(400, "the target is not a path such as /health")
     expect = headers.get("expect", "").lower() if minor == 1 else ""
     if expect not in ("", "100-continue"):
         raise WireError(417, "expect: only 100-continue is understood")
-    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
+    options = {option.strip(" \t") for option in headers.get("connection", "").lower().split(",")}
     keep_alive = "close" not in options and (minor == 1 or "keep-alive" in options)
     return Request(method, target, path.partition("?")[0] or "/", minor, headers, keep_alive, expect != "")
 

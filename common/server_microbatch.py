@@ -31,7 +31,7 @@ from itertools import count
 from common.batcher import MicroBatcher
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
-from common.http_connection import LINGER_S, Connection
+from common.http_connection import LINGER_S, Connection, close_port
 from common.http_wire import HttpError, Limits, Request
 from common.metrics import Metrics, escaped
 from common.model_slot import ModelSlot
@@ -146,7 +146,9 @@ class Server:
             self._drain(now - self.drain_start)
 
     def _drain(self, waited: float) -> None:
-        self.listener.close()
+        if self.listener.is_serving():
+            close_port(self)
+            return
         busy = any(connection.request for connection in self.connections)
         # an idle client may just be sending: for a moment it still gets a 503 instead of a broken connection
         idle = self.connections and waited < LINGER_S

@@ -97,6 +97,7 @@ VALID = [
     post(b"Content-Length: 5", b"Expect: 100-Continue", body=b"hello"),
     post(CHUNKED, body=b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"),
     post(b"transfer-encoding: CHUNKED", body=b"5;a=b\r\nhello\r\n0\r\n\r\n"),
+    post(b"Connection: close\xa0"),  # no blank in HTTP, so not the option close
 ]
 
 
@@ -153,9 +154,11 @@ REFUSED = {
     "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, True),
     "target that is no path": (b"GET a HTTP/1.1\r\nHost: t\r\n\r\n", 400, False),
     "tunnel": (b"CONNECT t:80 HTTP/1.1\r\nHost: t\r\n\r\n", 400, False),
+    "tunnel to a path": (b"CONNECT / HTTP/1.1\r\nHost: t\r\n\r\n", 400, False),
     "unknown expectation": (post(b"Expect: cake", b"Content-Length: 0"), 417, False),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, True),
     "chunk size missing": (post(CHUNKED, body=b"\r\nhello\r\n"), 400, True),
+    "blank before a chunk extension": (post(CHUNKED, body=b"5 ;a=b\r\nhello\r\n0\r\n\r\n"), 400, True),
     "chunk size signed": (post(CHUNKED, body=b"+5\r\nhello\r\n"), 400, True),
     "chunk size with 0x": (post(CHUNKED, body=b"0x5\r\nhello\r\n"), 400, True),
     "chunk size after space": (post(CHUNKED, body=b" 5\r\nhello\r\n"), 400, True),

@@ -1,6 +1,7 @@
 """The model server as a subprocess on a free port."""
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import json
@@ -500,6 +501,26 @@ def test_sigterm_under_load_loses_no_request(serve):
     assert server.stop() == 0
     # every client got an answer to its last request, and was told that it is the last: 200 if accepted before, else 503
     assert {last.get(timeout=PATIENCE_S) for _ in range(16)} <= {(200, "close"), (503, "close")}
+
+
+def test_connections_that_come_with_sigterm_are_answered(serve):
+    server = serve()
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.005)  # it has the signal, and most often has not had its next tick, which closes the port
+    server.process.send_signal(signal.SIGSTOP)  # so that it finds connections and tick in one turn of its loop
+    sockets = []
+    for _ in range(20):
+        with contextlib.suppress(ConnectionError):  # it was faster: the port is closed
+            sockets.append(server.socket())
+            sockets[-1].sendall(request_bytes("1"))
+    time.sleep(0.1)  # the tick is due
+    server.process.send_signal(signal.SIGCONT)
+    answers = []
+    for client in sockets:
+        with client, client.makefile("rb") as stream:
+            answers.append(read_answer(stream)[0])
+    assert set(answers) <= {200, 503}
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_the_drain_time_bounds_a_stuck_model(serve, tmp_path):

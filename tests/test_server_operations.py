@@ -325,6 +325,12 @@ def test_workers_share_the_port_and_the_metrics(operate):
     assert not any(Path(f"/proc/{pid[4:]}").exists() for pid in seen)
 
 
+def kill_worker(model_id: str) -> None:
+    """Kill the worker that answers with `model_id`, "pid-N"; what is asked from here on goes to the others."""
+    os.kill(int(model_id[4:]), signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{model_id[4:]}").exists(), "it is gone, and its socket with it")
+
+
 def test_a_dead_worker_is_started_again(operate):
     server = operate("--workers", "2")
     seen = pids(server)
@@ -332,8 +338,7 @@ def test_a_dead_worker_is_started_again(operate):
     wait_until(lambda: server.metrics()["model_ready{}"] == 2, "both are ready")
     time.sleep(1.5)  # its numbers are collected every second
     before = server.metrics()["prediction_seconds_count{stage=total}"]
-    os.kill(int(lost[4:]), signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{lost[4:]}").exists(), "it is gone, and its socket with it")
+    kill_worker(lost)
     wait_until(lambda: server.metrics().get("worker_restarts_total{}") == 1, "the loss is counted")
     for _ in range(10):
         assert server.predict("1")[0] == 200  # the other one is there all the time
@@ -352,7 +357,7 @@ def test_workers_reload_one_by_one(operate):
     other = server.ckpt.with_name("other.json")
     other.write_text('{"id": "m3", "gain": 4}')
     assert server.reload({"ckpt": str(other)})[0] == 200
-    os.kill(int(next(iter(pids(server)))[4:]), signal.SIGKILL)  # the next one starts with what was reloaded
+    kill_worker(next(iter(pids(server))))  # the next one starts with what was reloaded
     wait_until(lambda: server.metrics().get("worker_restarts_total{}") == 1, "the loss is counted")
     wait_until(lambda: server.metrics()["model_ready{}"] == 2, "the new worker is ready")
     assert {server.predict("1")[2]["model_id"] for _ in range(20)} == {"m3"}

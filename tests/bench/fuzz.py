@@ -79,7 +79,10 @@ STRICTER: list[tuple[str, Callable[[bytes, tuple], object]]] = [
     ("only HTTP/1.0 and HTTP/1.1", lambda rest, _: not _head(rest)[0].endswith((b" HTTP/1.0", b" HTTP/1.1"))),
     ("beside content-length", lambda rest, theirs: theirs[2] == 0 or _header(rest, rb"content-length:")),
     ("wanted digits only", lambda rest, _: _header(rest, rb"content-length:\s*\d+\s*,")),
-    ("the target is not a path", lambda _, theirs: not re.match(r"[/?]|https?://", theirs[1], re.IGNORECASE)),
+    (
+        "the target is not a path",
+        lambda _, theirs: theirs[0] == "CONNECT" or not re.match(r"[/?]|https?://[^/?#]", theirs[1], re.IGNORECASE),
+    ),
     ("only 100-continue", lambda rest, _: _header(rest, rb"expect:")),
     ("trailers after a chunked", lambda rest, _: re.search(rb"\n0+[^\n]*\n[^\r\n]", rest)),
     ("start with its size", lambda rest, _: re.search(rb"\n[0-9a-fA-F]{13,}|\n[0-9a-fA-F]+\s*;.*" + CONTROL, rest)),
@@ -204,6 +207,16 @@ def as_tuple(request: Request, body: bytes) -> tuple:
     return request.method, request.target, request.minor, sorted(headers.items()), body, request.keep_alive
 
 
+def _is_last(request: tuple) -> bool:
+    """Whether h11 reads no further: after "Connection: close", and after HTTP/1.0 whatever the client asks for."""
+    return not request[-1] or request[2] == 0
+
+
+def _meaning(request: tuple) -> tuple:
+    """Without whether the connection stays open, in HTTP/1.0, where we do what the client asks for."""
+    return request if request[2] else request[:-1]
+
+
 def compare(data: bytes, pieces: list[bytes]) -> list[str]:
     """Where we and h11, or we and ourselves in pieces, disagree; in words."""
     requests, refusal, taken = read([data])
@@ -212,9 +225,9 @@ def compare(data: bytes, pieces: list[bytes]) -> list[str]:
     if (requests, bool(refusal)) != (in_pieces, bool(refusal_in_pieces)):
         faults.append(f"whole: {requests} {refusal!r}; in pieces: {in_pieces} {refusal_in_pieces!r}")
     accepted, _ = oracle(data)
-    ours = next((requests[: at + 1] for at, request in enumerate(requests) if not request[-1]), requests)
-    closed = bool(ours) and not ours[-1][-1]  # the client asked to close: nobody reads on
-    if ours != accepted[: len(ours)]:
+    ours = next((requests[: at + 1] for at, request in enumerate(requests) if _is_last(request)), requests)
+    closed = bool(ours) and _is_last(ours[-1])  # nobody reads on
+    if [_meaning(request) for request in ours] != [_meaning(request) for request in accepted[: len(ours)]]:
         faults.append(f"we read {ours}, h11 reads {accepted[: len(ours)]}")
     elif len(accepted) > len(ours) and not closed:
         theirs = accepted[len(ours)]

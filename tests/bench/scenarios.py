@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ class Bench:
         photo = "photo" in name
         bodies, ckpt = self.photos() if photo else (self.texts, "")
         body = bodies.read_bytes().splitlines()[0]
-        env = environment(self.cores if photo else 1, BENCH_CKPT=ckpt)
+        env = environment(self.args.photo_threads if photo else 1, BENCH_CKPT=ckpt)
         return running(name, command(name, ckpt), self.folder, env, body)
 
     def load(self, name: str, connections: int) -> dict:
@@ -241,9 +242,7 @@ def ready(bench: Bench) -> dict:
     """Seconds from the start of our process until it is ready, and how much of that is not `import torch`."""
     whole, imports = [], []
     for _ in range(bench.args.rounds):
-        start = time.monotonic()
-        finished([sys.executable, "-c", "import torch; print('{}')"])
-        imports.append(time.monotonic() - start)
+        imports.append(import_s())
         with bench.fresh("ours") as server:
             whole.append(server.ready_s)
     return {
@@ -251,3 +250,12 @@ def ready(bench: Bench) -> dict:
         "import_torch_s": statistics.median(imports),
         "ready_s_beyond_import": statistics.median(whole) - statistics.median(imports),
     }
+
+
+def import_s() -> float:
+    """Seconds until a new Python has imported torch."""
+    start = time.monotonic()
+    words = [sys.executable, "-c", "import torch; print(flush=True)"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment(1)) as process:
+        process.stdout.readline()
+        return time.monotonic() - start
