@@ -325,10 +325,10 @@ def test_workers_share_the_port_and_the_metrics(operate):
     assert not any(Path(f"/proc/{pid[4:]}").exists() for pid in seen)
 
 
-def kill_worker(model_id: str) -> None:
-    """Kill the worker that answers with `model_id`, "pid-N"; what is asked from here on goes to the others."""
-    os.kill(int(model_id[4:]), signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{model_id[4:]}").exists(), "it is gone, and its socket with it")
+def kill_worker(label: str) -> None:
+    """Kill the worker that answers with `label`, "pid-N"; what is asked from here on goes to the others."""
+    os.kill(int(label[4:]), signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{label[4:]}").exists(), "it is gone, and its socket with it")
 
 
 def test_a_dead_worker_is_started_again(operate):
