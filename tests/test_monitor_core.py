@@ -1,59 +1,10 @@
-"""Windows against numpy; alarms against their promises."""
+"""Alarms against their promises."""
 
 import math
-import threading
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from common.monitor_core import Alarm, AlarmManager, SlidingWindow
-
-numbers = st.floats(-1e6, 1e6) | st.integers(-3, 3)
-
-
-@given(st.integers(1, 12), st.lists(numbers, min_size=1, max_size=40), st.floats(0, 1))
-def test_a_window_agrees_with_numpy_on_the_last_n_values(n, values, q):
-    window = SlidingWindow(n)
-    for value in values:
-        window.push(value)
-    last = values[-n:]
-    assert len(window) == len(last)
-    assert window.quantile(q) == pytest.approx(np.quantile(last, q), abs=1e-6)
-    assert window.mean() == pytest.approx(np.mean(last), abs=1e-6)
-    assert window.rate() == pytest.approx(np.count_nonzero(last) / len(last))
-
-
-def test_an_empty_window_is_nan():
-    window = SlidingWindow(3)
-    assert all(math.isnan(value) for value in (window.quantile(0.5), window.mean(), window.rate()))
-
-
-def test_a_window_refuses_what_has_no_meaning():
-    with pytest.raises(ValueError, match="n is 0"):
-        SlidingWindow(0)
-    with pytest.raises(ValueError, match="NaN"):
-        SlidingWindow(3).push(math.nan)
-    with pytest.raises(ValueError, match="0 to 1"):
-        SlidingWindow(3).quantile(95)
-
-
-def test_a_window_is_thread_safe():
-    window = SlidingWindow(50)
-
-    def push(start):
-        for value in range(start, start + 2000):
-            window.push(value)
-            assert window.quantile(0.5) >= 0
-
-    threads = [threading.Thread(target=push, args=(start,)) for start in (0, 5000, 9000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(window) == 50
-    assert window.quantile(1.0) == max(window.quantile(q / 49) for q in range(50))
+from common.monitor_core import Alarm, AlarmManager
 
 
 def watch(**options) -> AlarmManager:

@@ -102,7 +102,7 @@ def test_the_flags_of_the_contract_are_there(command):
         ("common.amp_ckpt", "AmpScaler EarlyStopper EMA save_ckpt load_ckpt CheckpointError"),
         ("common.meter", "AverageMeter accuracy_topk confusion_matrix ece f1 brier nll temperature coverage"),
         ("common.log", "JsonlLogger CsvLogger"),
-        ("common.monitor_core", "SlidingWindow Alarm AlarmManager"),
+        ("common.monitor_core", "SlidingWindow Alarm AlarmManager psi ks mmd"),
         ("project_vision_cls.data", "ImageFolder make_loader to_tensor"),
         ("project_vision_cls.model", "SmallCNN"),
     ],
