@@ -36,6 +36,7 @@ class Route:
 
     key, list_key: the body's keys for one item and for a list of items ("items" works too). name: of the model in
     /v2/models/NAME. form: what the page at / offers: "photo", "text" or "series". schema: JSON schema of one item.
+    also: further keys of a body for one item; where one is there, the whole object is the item.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Route:
     name: str = "model"
     form: str = "text"
     schema: dict = field(default_factory=lambda: {"type": "string"})
+    also: tuple[str, ...] = ()
 
 
 class Prediction(Job):
@@ -159,6 +161,8 @@ class PlainJson:
     def read(self, job: Prediction) -> list:
         """The items of the body; HttpError 400 where it is not of that shape."""
         body, route = load_json(job.body), self.route
+        if isinstance(body, dict) and not body.keys().isdisjoint(route.also):
+            return [body]
         keys = [key for key in {route.key: 0, route.list_key: 0, "items": 0} if isinstance(body, dict) and key in body]
         if len(keys) != 1:
             raise HttpError(400, f'wanted one JSON object with either "{route.key}" or "{route.list_key}"')

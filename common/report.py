@@ -71,3 +71,38 @@ def risk_figure(coverage: Tensor, risk: Tensor, path: str | Path) -> None:
     axes.plot(coverage.numpy(), risk.numpy())
     axes.set(xlabel="share answered", ylabel="error rate among them", xlim=(0, 1), ylim=(0, None))
     _save(figure, path)
+
+
+def forecast_figure(past: list[float], truth: list[float], quantiles: list[list[float]], path: str | Path) -> None:
+    """The end of a past, the truth after it, and the forecast (the middle of the quantiles) with its bands as a fan."""
+    figure, axes = _figure(8, 3.5)
+    ahead = range(len(past), len(past) + len(truth))
+    for i in range(len(quantiles) // 2):
+        axes.fill_between(ahead, quantiles[i], quantiles[-1 - i], color="C0", alpha=0.2, linewidth=0)
+    axes.plot(range(len(past)), past, color="black", linewidth=1, label="past")
+    axes.plot(ahead, truth, color="black", linewidth=1, linestyle="dotted", label="truth")
+    axes.plot(ahead, quantiles[len(quantiles) // 2], color="C0", label="forecast")
+    axes.set(xlabel="row")
+    axes.legend()
+    _save(figure, path)
+
+
+def autocorrelation_figure(lags: list[float], band: float, path: str | Path) -> None:
+    """Autocorrelation of residuals from lag 1 on; between the lines it may be chance (95 %)."""
+    figure, axes = _figure(6, 3)
+    axes.bar(range(1, len(lags) + 1), lags, width=0.5)
+    for edge in (-band, band):
+        axes.axhline(edge, color="gray", linewidth=1, linestyle="dashed")
+    axes.set(xlabel="lag (rows)", ylabel="autocorrelation of residuals")
+    _save(figure, path)
+
+
+def coverage_figure(steps: dict[str, list[float]], target: float, path: str | Path) -> None:
+    """Share of truths inside their interval, by step of the horizon, for each way of making intervals."""
+    figure, axes = _figure(6, 3)
+    axes.axhline(target, color="gray", linewidth=1, label="promised")
+    for name, values in steps.items():
+        axes.plot(range(1, len(values) + 1), values, marker="." if len(values) < 50 else None, label=name)
+    axes.set(xlabel="step", ylabel="coverage", ylim=(0, 1.02))
+    axes.legend()
+    _save(figure, path)

@@ -55,3 +55,38 @@ def colour_run(colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     done = python("project_vision_cls.train", "--train_root", colour_photos / "train", "--run_dir", run_dir, *flags)
     assert done.returncode == 0, done.stderr
     return run_dir
+
+
+def wave(rows: int, seed: int = 0) -> np.ndarray:
+    """(rows,) hourly readings: a daily wave on a slow drift, with noise."""
+    rng = np.random.default_rng(seed)
+    hours = np.arange(rows)
+    return (
+        20 + 5 * np.sin(2 * np.pi * hours / 24) + 0.05 * rng.standard_normal(rows).cumsum() + rng.normal(0, 0.3, rows)
+    )
+
+
+def write_series(path: Path, values: np.ndarray, start: str = "2024-01-01T00:00") -> Path:
+    """A CSV with the columns time and load, a row an hour."""
+    stamps = np.datetime64(start, "m") + 60 * np.arange(len(values))
+    rows = [f"{stamp},{value:.6f}" for stamp, value in zip(stamps, values, strict=True)]
+    path.write_text("\n".join(["time,load", *rows]) + "\n")
+    return path
+
+
+TS_FLAGS = ["--win", 48, "--h", 6, "--hidden", 8, "--epochs", 2, "--bs", 64, "--lr", 3e-3]
+
+
+@pytest.fixture(scope="session")
+def wave_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 hours of `wave`."""
+    return write_series(tmp_path_factory.mktemp("series") / "wave.csv", wave(1200))
+
+
+@pytest.fixture(scope="session")
+def wave_run(wave_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a short training on `wave_csv`."""
+    run_dir = tmp_path_factory.mktemp("runs") / "ts"
+    done = python("project_ts_forecast.train", "--csv", wave_csv, "--run_dir", run_dir, *TS_FLAGS)
+    assert done.returncode == 0, done.stderr
+    return run_dir

@@ -86,6 +86,10 @@ CONTRACT = {
     "project_vision_cls.eval": "--ckpt --val_root --num_classes --bs",
     "project_vision_cls.inference": "--ckpt --input_dir --out_csv",
     "project_vision_cls.serve": "--ckpt --port --max_batch --window_ms",
+    "project_ts_forecast.train": "--epochs --bs --lr --win --h --hidden --amp --seed --run_dir",
+    "project_ts_forecast.eval": "--ckpt",
+    "project_ts_forecast.batch_predict": "--ckpt --out",
+    "project_ts_forecast.serve": "--ckpt --port",
 }
 
 
@@ -105,6 +109,8 @@ def test_the_flags_of_the_contract_are_there(command):
         ("common.monitor_core", "SlidingWindow Alarm AlarmManager psi ks mmd"),
         ("project_vision_cls.data", "ImageFolder make_loader to_tensor"),
         ("project_vision_cls.model", "SmallCNN"),
+        ("project_ts_forecast.data", "SeriesWindow make_loader"),
+        ("project_ts_forecast.model", "LSTMForecaster"),
     ],
 )
 def test_the_names_of_the_contract_are_importable(module, names):

@@ -1,0 +1,215 @@
+"""python -m project_ts_forecast.batch_predict --ckpt runs/ts/best.pt --csv data/ts/demo.csv --out runs/ts/preds.csv
+
+Forecasts from the end of each series of a CSV, or with --rolling from every row that has a past long enough. Writes
+--out, a row for each step (`series, origin, step, time, pred, lower, upper`; a `channel` after the series where there
+are several), or with --form wide a row for each forecast (`series, t, t+1 … t+h`). The rows grow in `<out>.partial`,
+which becomes --out at the end. Series too short for a forecast go to `<out>.skipped.csv`, with the reason. A large file
+is dealt out to temporary files of 256 series each, so memory does not grow with the number of series.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+from common.amp_ckpt import load_ckpt
+from common.cli import UserError, command_parser, number, run
+from common.log import Progress
+from project_ts_forecast.data import raws_of, read_raws
+from project_ts_forecast.flags import layout_of, rules_of
+from project_ts_forecast.inference import Predictor
+from project_ts_forecast.read import Layout, read_blocks
+from project_ts_forecast.repair import Piece, Raw, Rules, repair, tell
+
+IN_MEMORY = 64_000_000  # bytes of a file that are read at once
+TOGETHER = 256  # series in one temporary file
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = command_parser(__doc__)
+    add = parser.add_argument
+    add("--ckpt", default="runs/ts/best.pt", help="checkpoint of a finished training")
+    add("--csv", help="table with the columns of the training (default: the one it was trained on)")
+    add("--out", default="runs/ts/preds.csv", help="where the forecasts go")
+    add("--rolling", action=argparse.BooleanOptionalAction, default=False, help="forecast from every row, not the last")
+    add("--form", choices=["tidy", "wide"], default="tidy", help="a row for each step, or for each forecast")
+    add("--bs", type=number(int, 1), default=256, help="forecasts per forward pass")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    predictor = Predictor.load(args.ckpt, args.device)
+    config = load_ckpt(args.ckpt)["config"]
+    flags = argparse.Namespace(**{**config, "csv": args.csv or config["csv"]})
+    layout, counts, skipped = layout_of(flags), Counter(), {}
+    rules = rules_of(flags)
+    pieces = last_or_all(series_of(flags.csv, layout), predictor, rules, args.rolling, counts, skipped)
+    n = write_csv(predictor, pieces, Path(args.out), args.bs, args.rolling, args.form, bool(layout.time_col))
+    for line in tell(counts, predictor.step, rules):
+        print(line)
+    print(f"{n} forecasts of {predictor.h} steps → {args.out}")
+    told = write_skipped(Path(args.out), skipped)
+    if told:
+        print(told)
+
+
+def series_of(path: str | Path, layout: Layout) -> Iterator[Raw]:
+    """The rows of each series of a file, one series at a time, in the order in which they first appear."""
+    if not layout.series_col or Path(path).stat().st_size <= IN_MEMORY:
+        yield from read_raws(path, layout)[0]
+        return
+    record = [("series", "i4"), ("time", "i8"), ("row", "i8"), ("values", "f8", (len(layout.columns),))]
+    numbers: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="series-") as folder:
+        for block in read_blocks(path, layout):
+            for raw in raws_of(block, layout):
+                line = numbers.setdefault(raw.name, len(numbers))
+                part = np.empty(len(raw.rows), record)
+                part["series"], part["row"], part["values"] = line, raw.rows, raw.values
+                part["time"] = 0 if raw.times is None else raw.times
+                with open(Path(folder, str(line // TOGETHER)), "ab") as file:
+                    part.tofile(file)
+        names = list(numbers)
+        for bucket in range(-(-len(names) // TOGETHER)):
+            held = np.fromfile(Path(folder, str(bucket)), record)
+            held = held[np.argsort(held["series"], kind="stable")]
+            for part in np.split(held, np.flatnonzero(np.diff(held["series"])) + 1):
+                times = part["time"].copy() if layout.time_col else None
+                yield Raw(names[part["series"][0]], times, part["values"].copy(), part["row"].copy())
+
+
+def last_or_all(
+    raws: Iterator[Raw], predictor: Predictor, rules: Rules, rolling: bool, counts: Counter, skipped: dict[str, str]
+) -> Iterator[Piece]:
+    """The pieces to forecast from: the last of each series, or all. Fills `counts`, and `skipped` with the reasons."""
+    for raw in raws:
+        counts["series"] += 1
+        raw = Raw(raw.name, None, raw.values, raw.rows) if predictor.step.kind == "rows" else raw
+        if raw.times is None and predictor.step.kind != "rows":
+            raise UserError(
+                f"no column of stamps, and the model was trained on rows {predictor.step} apart; pass a file with it"
+            )
+        pieces = repair(raw, predictor.step, rules, counts)
+        least = 1 if predictor.assets["pad"] else predictor.win
+        long = [piece for piece in (pieces if rolling else pieces[-1:]) if len(piece) >= least]
+        if not long:
+            after = f" after the last gap of more than {rules.max_gap}" if len(pieces) > 1 else ""
+            rows = len(pieces[-1]) if pieces else 0
+            skipped[raw.name] = f"{rows} rows{after}, the model looks back on {predictor.win}"
+        yield from long
+
+
+def write_csv(
+    predictor: Predictor, pieces: Iterator[Piece], out: Path, bs: int, rolling: bool, form: str, stamped: bool
+) -> int:
+    """All forecasts to `out`; returns their number. UserError where there is none; an earlier `out` then stays."""
+    partial = out.with_name(out.name + ".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    progress, n = Progress(0, "forecasting"), 0
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(header(predictor, form))
+        for batch in batches(forecast_rows(predictor, pieces, rolling), bs):
+            write_batch(predictor, batch, file, form)
+            n += len(batch)
+            progress.update(len(batch))
+    progress.close()
+    if not n:
+        partial.unlink()
+        raise UserError(f"no series has the {predictor.win} rows that the model looks back on; nothing was written")
+    os.replace(partial, out)
+    return n
+
+
+def header(predictor: Predictor, form: str) -> list[str]:
+    """The columns of the table."""
+    names = ["series", *(["channel"] if predictor.outputs > 1 else [])]
+    if form == "wide":
+        return [*names, "t", *(f"t+{step}" for step in range(1, predictor.h + 1))]
+    return [*names, "origin", "step", "time", "pred", "lower", "upper"]
+
+
+def forecast_rows(predictor: Predictor, pieces: Iterator[Piece], rolling: bool) -> Iterator[tuple]:
+    """(name, stamps, x (win, C + F), mean (K,), std (K,)) of each forecast; stamps: the last known row's, then h."""
+    win, h = predictor.win, predictor.h
+    for piece in pieces:
+        stamps = predictor.stamps(piece.times(0 if rolling else len(piece) - 1, len(piece) + h))
+        if not rolling:
+            first = max(0, len(piece) - win)
+            row = predictor.row(piece.values[first:], piece.times(first), piece.name)
+            yield piece.name, stamps, row.x, row.mean, row.std
+            continue
+        fixed = predictor.scaled(piece)
+        pasts = None if fixed is None else sliding_window_view(fixed[0], win, axis=0)
+        for end in range(1 if predictor.assets["pad"] else win, len(piece) + 1):
+            if fixed is None or end < win:
+                row = predictor.row(
+                    piece.values[max(0, end - win) : end], piece.times(max(0, end - win), end), piece.name
+                )
+                yield piece.name, stamps[end - 1 : end + h], row.x, row.mean, row.std
+            else:
+                yield piece.name, stamps[end - 1 : end + h], pasts[end - win].T, *fixed[1:]
+
+
+def batches(rows: Iterator[tuple], bs: int) -> Iterator[list[tuple]]:
+    """Lists of at most `bs`."""
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == bs:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def write_batch(predictor: Predictor, batch: list[tuple], file: TextIO, form: str) -> None:
+    """One forward pass, and its rows. A name is quoted as the csv module would; numbers keep nine digits."""
+    names, stamps, xs, means, stds = zip(*batch, strict=True)
+    scaled = predictor.quantiles(torch.from_numpy(np.stack(xs))).double().numpy()
+    values = scaled * np.stack(stds)[:, None, :, None] + np.stack(means)[:, None, :, None]
+    middle = values.shape[-1] // 2
+    lines = []
+    for i, name in enumerate(names):
+        for channel in range(predictor.outputs):
+            start = quoted(name) + (f",{quoted(predictor.columns[channel])}" if predictor.outputs > 1 else "")
+            origin = f"{start},{stamps[i][0]}"
+            found = values[i, :, channel]
+            if form == "wide":
+                lines.append(",".join([origin, *(f"{value:.9g}" for value in found[:, middle].tolist())]))
+                continue
+            three = found[:, [middle, 0, -1]].tolist()
+            for step, (time, (pred, low, high)) in enumerate(zip(stamps[i][1:], three, strict=True), 1):
+                lines.append(f"{origin},{step},{time},{pred:.9g},{low:.9g},{high:.9g}")
+    file.write("\n".join(lines) + "\n")
+
+
+def quoted(text: str) -> str:
+    """A cell as CSV writes it."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
+
+
+def write_skipped(out: Path, skipped: dict[str, str]) -> str:
+    """The series without a forecast, to `<out>.skipped.csv`; what to tell, or nothing. An older list goes."""
+    path = out.with_name(out.name + ".skipped.csv")
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return ""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["series", "reason"])
+        table.writerows(skipped.items())
+    first, why = next(iter(skipped.items()))
+    return f"skipped {len(skipped)} series, such as {first!r} ({why}) → {path}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,88 @@
+"""From validation windows to what a checkpoint holds beyond its weights.
+
+scores, held = validate(predictor, val_windows, bs=256)
+ckpt |= calibrated(predictor, held, one_series=True)        # assets with the scores, reference, golden
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from project_ts_forecast.conformal import kept_scores, pair_scores, radii, widen
+from project_ts_forecast.data import SeriesWindow, make_loader
+from project_ts_forecast.inference import Predictor
+
+GAINS = torch.linspace(0, 1, 11).tolist()
+LEAST_GAIN = 0.002  # share of the squared error that a correction has to save, or it is left out
+
+
+def collect(predictor: Predictor, windows: SeriesWindow, bs: int) -> dict[str, Tensor]:
+    """out (N, h, K, Q), spread (N, K), y (N, h, K) of all windows, in their order, scaled."""
+    parts = [(*predictor.outputs_of(x), y) for x, y in make_loader(windows, bs)]
+    return dict(zip(("out", "spread", "y"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+
+
+def loss_of(out: Tensor, y: Tensor, levels: Tensor, kind: str) -> Tensor:
+    """Mean Smooth-L1 of the middle quantile, or mean pinball loss of all (Koenker & Bassett 1978); NaN targets drop
+    out.
+
+    out (B, h, K, Q), y (B, h, K) in one unit.
+    """
+    known = ~y.isnan()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(out[..., out.shape[-1] // 2][known], y[known])
+    error = y[known][:, None] - out[known]
+    return torch.maximum(levels * error, (levels - 1) * error).mean()
+
+
+def validate(predictor: Predictor, windows: SeriesWindow, bs: int, base: Tensor | None, kind: str) -> tuple[dict, dict]:
+    """Scores, and what `collect` gives, with the gain of the LSTM's correction set to what serves validation best.
+
+    base (N, h, K): forecasts without the LSTM; None where there is nothing to choose.
+    """
+    model = predictor.model
+    if base is not None:
+        model.gain.fill_(1.0)
+    held = collect(predictor, windows, bs)
+    if base is not None:
+        whole = held["out"][..., held["out"].shape[-1] // 2]
+        errors = [_mse(torch.lerp(base, whole, gain), held["y"]) for gain in GAINS]
+        gain = GAINS[errors.index(min(errors))]
+        model.gain.fill_(gain if min(errors) < errors[0] * (1 - LEAST_GAIN) else 0.0)
+        held = collect(predictor, windows, bs)
+    middle = held["out"][..., held["out"].shape[-1] // 2]
+    scores = {"val_mse": _mse(middle, held["y"]), "val_mae": (middle - held["y"]).abs().nanmean().item()}
+    scores["val_loss"] = loss_of(held["out"], held["y"], model.levels.cpu(), kind).item()
+    return scores | {"gain": float(model.gain)}, held
+
+
+def _mse(predicted: Tensor, y: Tensor) -> float:
+    return (predicted - y).double().square().nanmean().item()
+
+
+def calibrated(predictor: Predictor, held: dict[str, Tensor], windows: SeriesWindow) -> dict:
+    """What a checkpoint holds beyond the weights, from the outputs on validation windows.
+
+    The scores of the conformal step, the reference that monitoring compares with, and golden inputs with their answers.
+    """
+    scores = pair_scores(held["out"], held["y"], held["spread"], len(predictor.coverages))
+    kept = kept_scores(scores, one_series=len(windows.counts) == 1)
+    predictor.assets = {**predictor.assets, "scores": kept}
+    predictor.radius = radii(kept, predictor.coverages).float()
+    bands = widen(held["out"], held["spread"], predictor.radius)
+    inside = ((held["y"] >= bands[..., 0]) & (held["y"] <= bands[..., -1]))[~held["y"].isnan()]
+    middle = held["out"][..., held["out"].shape[-1] // 2]
+    some = torch.linspace(0, len(middle) - 1, min(len(middle), 1000)).long()
+    residuals = ((held["y"] - middle) / held["spread"][:, None])[some]
+    reference = {
+        "residuals": residuals[:, 0].flatten().nan_to_num(0.0).tolist(),  # one step ahead, in units of volatility
+        "absolute_residual": residuals.abs().nanmean().item(),  # over all steps
+        "coverage": inside.double().mean().item(),
+        "values": held["y"][some][:, 0].flatten().nan_to_num(0.0).tolist(),
+        "spread": held["spread"][some].flatten().tolist(),
+    }
+    x = windows[torch.linspace(0, len(windows) - 1, 4).long().tolist()][0]
+    golden = {"x": x, "quantiles": predictor.quantiles(x)}
+    return {"assets": predictor.assets, "reference": reference, "golden": golden}
