@@ -8,8 +8,10 @@ Reads and writes the path it is given; `common.amp_ckpt` says which keys a check
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,6 +32,7 @@ def read_whole(path: Path) -> io.BytesIO:
     """The checkpoint, a zip archive, packed anew from its entries after each one's checksum was right.
 
     Packed anew, because torch reads some archives with a damaged directory without an error and returns other weights.
+    A file that is named by a SHA-256, as a registry names them, must have it: these very bytes are checked.
     """
     try:
         data = path.read_bytes()
@@ -37,6 +40,8 @@ def read_whole(path: Path) -> io.BytesIO:
         raise CheckpointError(f"{path}: no such file; train first, or pass the --ckpt of a finished run") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); wanted a file such as best.pt") from error
+    if re.fullmatch("[0-9a-f]{64}", path.stem) and (found := hashlib.sha256(data).hexdigest()) != path.stem:
+        raise CheckpointError(f"{path}: its content has the SHA-256 {found[:12]}…, so it was changed; roll back")
     whole = io.BytesIO()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as found, zipfile.ZipFile(whole, "w") as packed:

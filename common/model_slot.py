@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common.batcher import MicroBatcher, ModelError, checked
 from common.cli import UserError
+from common.releases import served_file
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ModelSlot:
 
     def fill(self) -> None:
         """Load, warm up and replay the golden answers. Raises what is wrong with the model."""
+        self.args.ckpt = served_file(self.args)
         predictor = self.load()
         answer = self._warm_up(predictor)
         predictor.check_golden()
@@ -44,11 +46,12 @@ class ModelSlot:
     def replace(self, wanted: dict) -> dict:
         """Serve another model from now on; {"model_id", "was"}.
 
-        wanted: "ckpt", the file (default: the one served), and "sha256" of it, checked before and after it is read.
+        wanted: "ckpt", the file (default: the one --model names now, else the one served), and "sha256" of it, checked
+        before and after it is read.
         Raises UserError, and what is wrong with the model.
         """
         before = getattr(self.args, "ckpt", "")
-        ckpt = wanted.get("ckpt") or before
+        ckpt = wanted.get("ckpt") or served_file(self.args)
         self._check_sha256(ckpt, wanted.get("sha256"))
         try:
             self.args.ckpt = ckpt

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from common.cli import number
+from common.releases import STORE
 
 
 def add_server_flags(parser: argparse.ArgumentParser, port: int, decode_threads: int | None = None) -> None:
@@ -13,6 +14,13 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, decode_threads:
     whole, some = number(int, 1), number(float, 0)
     decode_threads = min(8, os.cpu_count() or 1) if decode_threads is None else decode_threads
     flags = [
+        (
+            "model",
+            str,
+            "",
+            "release to serve in place of --ckpt, such as vision@production; looked up anew at a reload",
+        ),
+        ("registry", str, STORE, "folder of the registry that --model is looked up in"),
         ("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all"),
         ("port", number(int, 0, 65535), port, "port to listen on; 0 picks a free one"),
         ("workers", number(int, 1, 256), 1, "processes that share the port; each has its own model"),

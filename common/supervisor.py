@@ -23,6 +23,7 @@ import time
 from common.endpoints import RETRY
 from common.http_wire import HttpError
 from common.metrics import merged
+from common.releases import served_file
 from common.workers import SETTINGS, Peer
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ class Supervisor:
                 done.append(worker)
         except HttpError:
             for worker in done if wanted.get("ckpt") else []:
-                await worker.peer.ask("reload", {"ckpt": self.ckpt or self.args.ckpt})
+                await worker.peer.ask("reload", {"ckpt": self.ckpt or served_file(self.args)})
             raise
         finally:
             self.reloading = False

@@ -101,7 +101,7 @@ class WorkerLink:
         self.end = socket.socket(fileno=settings["fd"])
         args.port = settings["port"]
         if settings["ckpt"]:
-            args.ckpt = settings["ckpt"]
+            args.ckpt, args.model = settings["ckpt"], ""
 
     async def open(self, answer: Callable[[str, object], Awaitable[object]], gone: Callable[[], None]) -> None:
         self.peer = Peer(answer, gone)

@@ -22,6 +22,7 @@ from torch import Tensor
 from common import meter, report
 from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
+from common.data_versions import tell_changes
 from common.log import plain, version_of
 from project_vision_cls.corruptions import CORRUPTIONS
 from project_vision_cls.data import ImageFolder, class_of, groups_of, make_loader
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     predictor = Predictor.load(args.ckpt, args.device)
     check_flag("num_classes", args.num_classes, len(predictor.classes), args.ckpt)
     config, run_dir = load_ckpt(args.ckpt)["config"], Path(args.ckpt).parent
+    tell_changes(run_dir)
     photos = load_photos(args, predictor, config)
     name = "val" if args.val_root is None else photos.root.resolve().name
     logits = torch.cat([predictor.logits(pixels) for pixels, _ in make_loader(photos, args.bs)])

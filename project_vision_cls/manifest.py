@@ -63,7 +63,7 @@ def _rows(sets: dict[str, ImageFolder]) -> list[tuple[str, dict]]:
 def _write_table(file: BinaryIO, rows: list[tuple[str, dict]]) -> None:
     text = io.TextIOWrapper(file, newline="", encoding="utf-8", errors="surrogateescape")  # names as they are on disk
     table = csv.writer(text)
-    columns = ("path", "width", "height", "sha256", "phash", "error")
+    columns = ("path", "width", "height", "bytes", "mtime_ns", "sha256", "phash", "error")
     table.writerow(["split", *columns])
     table.writerows([name, *(record[key] for key in columns)] for name, record in rows)
     text.detach()

@@ -31,7 +31,7 @@ from project_vision_cls.decode import PhotoError, open_photo, read_pixels
 
 HIDDEN = (".", "__MACOSX")  # checkpoints of notebooks, `._x.jpg` of macOS, and the like
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-VERSION = 3  # of the pixels and records in the cache: raise it when decode.py or a record changes
+VERSION = 4  # of the pixels and records in the cache: raise it when decode.py or a record changes
 _BLOCK = 2048  # files in flight at once, so that memory does not grow with their number
 _DAY = 24 * 60 * 60  # seconds
 _WAVES = np.cos(np.pi / 64 * np.outer(np.arange(8), 2 * np.arange(32) + 1))  # (8, 32): the lowest DCT-II frequencies
@@ -93,8 +93,8 @@ def usual_side(root: Path, files: list[str], sample: int = 256) -> int:
 def read_photos(root: Path, files: list[str], size: int, cache_dir: Path) -> tuple[np.ndarray, list[dict]]:
     """Pixels (files, size, size, 3) uint8, memory-mapped, and one record a file, both in the order of `files`.
 
-    A record: path, width, height, sha256, phash (64-bit perceptual hash, hex), error ("" or the reason; the pixels of
-    such a file are zero). Read from the cache where the files have not changed since.
+    A record: path, width, height, bytes, mtime_ns, sha256, phash (64-bit perceptual hash, hex), error ("" or the
+    reason; the pixels of such a file are zero). Read from the cache where the files have not changed since.
     Raises UserError where the cache cannot be written, or lies among the photos.
     """
     if cache_dir.resolve().is_relative_to(root.resolve()):
@@ -188,10 +188,11 @@ def _decode_all(root: Path, files: list[str], size: int) -> Iterator[tuple[np.nd
 
 
 def _read(root: Path, name: str, size: int) -> tuple[np.ndarray | None, dict]:
-    record = {"path": name, "width": 0, "height": 0, "sha256": "", "phash": "", "error": ""}
+    record = {"path": name, "width": 0, "height": 0, "bytes": 0, "mtime_ns": 0, "sha256": "", "phash": "", "error": ""}
     try:
         if (root / name).is_file():  # reading a named pipe would never end
-            record["sha256"] = file_sha256(root / name)
+            stat = os.stat(root / name)  # before the bytes: a later change then shows
+            record |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(root / name)}
         with open_photo(root / name) as image:
             record["width"], record["height"] = image.size
             pixels = read_pixels(image, size)

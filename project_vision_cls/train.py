@@ -2,7 +2,8 @@
 
 Reads photos from --train_root/<class>/** and --val_root/<class>/**. Writes to --run_dir: best.pt (the weights that
 evaluation and serving use), last.pt (to go on with --resume after an interruption, bit for bit), train.jsonl (a line
-an epoch), metrics.json, data_manifest.json and data_files.csv (what the photos are, which were skipped and why).
+an epoch), metrics.json, data_manifest.json and data_files.csv (what the photos are, which were skipped and why), and
+run.json (the record of the run: python -m common.registry runs).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from common.malloc import keep_memory
 from common.meter import AverageMeter
 from common.muon import Muon
 from common.run_dir import claim_run_dir
+from common.run_record import record_run
 from common.seed import seed_all
 from project_vision_cls.augment import augmented
 from project_vision_cls.calibrate import calibrated, mirror_best, validate
@@ -265,6 +267,7 @@ def finish(run_dir: Path, history: list[dict]) -> None:
     metrics = json.loads(path.read_text()) if path.exists() else {}
     metrics["train"] = {**best, "best_epoch": best["epoch"], "epochs": len(history), "seconds": seconds}
     replace_file(path, lambda file: file.write((json.dumps(metrics, indent=1) + "\n").encode()))
+    record_run(run_dir, seconds)
     print(f"best: epoch {best['epoch']}, val_acc {best['val_acc']:.2%}, {seconds:.0f} s → {run_dir}/best.pt")
     print(f"next: python -m project_vision_cls.eval --ckpt {run_dir}/best.pt")
 

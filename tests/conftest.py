@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from common.registry import main
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
@@ -37,6 +40,20 @@ def python(*args: object, cwd: Path = ROOT, **options) -> subprocess.CompletedPr
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", "-m", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def registry(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    """`python -m common.registry <words>` in this process: (exit status, output). UserError comes as it is."""
+
+    def call(*words: object) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        shown = capsys.readouterr()
+        return end.value.code, shown.out + shown.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

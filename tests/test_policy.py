@@ -16,7 +16,7 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if pat
 PROJECTS = [name for name in PACKAGES if name.startswith("project_")]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUN_TIME = {"torch", "numpy", "PIL"}
-EXTRAS = {"matplotlib": "report.py"}  # package: the one file that may ask for it
+EXTRAS = {"matplotlib": "report.py", "mlflow": "mlflow_export.py"}  # package: the one file that may ask for it
 COMMANDS = [
     f"{path.parent.name}.{path.stem}"
     for path in FILES
