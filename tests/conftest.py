@@ -107,3 +107,26 @@ def wave_run(wave_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = python("project_ts_forecast.train", "--csv", wave_csv, "--run_dir", run_dir, *TS_FLAGS)
     assert done.returncode == 0, done.stderr
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def intent_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl (40 texts a class), val.jsonl and test.jsonl (10, and 30 out of scope)."""
+    root = tmp_path_factory.mktemp("texts")
+    done = python(
+        "project_nlp_intent.synthetic", "--out", root, "--train", 40, "--val", 10, "--test", 10, "--oos", 30, "--force"
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture(scope="session")
+def intent_run(intent_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a short training on `intent_texts`."""
+    run_dir = tmp_path_factory.mktemp("runs") / "nlp"
+    flags = ["--epochs", 6, "--bs", 32, "--lr", 1e-2, "--dim", 16, "--channels", 32, "--hidden", 32]
+    done = python(
+        "project_nlp_intent.train", "--train_jsonl", intent_texts / "train.jsonl", "--run_dir", run_dir, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    return run_dir

@@ -90,6 +90,11 @@ CONTRACT = {
     "project_ts_forecast.eval": "--ckpt",
     "project_ts_forecast.batch_predict": "--ckpt --out",
     "project_ts_forecast.serve": "--ckpt --port",
+    "project_nlp_intent.train": "--train_jsonl --val_jsonl --num_classes --epochs --bs --lr --max_len --max_vocab "
+    "--amp --seed --run_dir",
+    "project_nlp_intent.eval": "--ckpt --run_dir --val_jsonl --bs",
+    "project_nlp_intent.inference": "--ckpt --inp",
+    "project_nlp_intent.serve": "--ckpt --port --max_batch --window_ms",
 }
 
 
@@ -111,6 +116,8 @@ def test_the_flags_of_the_contract_are_there(command):
         ("project_vision_cls.model", "SmallCNN"),
         ("project_ts_forecast.data", "SeriesWindow make_loader"),
         ("project_ts_forecast.model", "LSTMForecaster"),
+        ("project_nlp_intent.data", "tokenize build_vocab encode IntentDataset make_loader"),
+        ("project_nlp_intent.model", "TextCNN"),
     ],
 )
 def test_the_names_of_the_contract_are_importable(module, names):

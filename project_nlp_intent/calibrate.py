@@ -1,0 +1,92 @@
+"""From validation texts to what a checkpoint holds beyond its weights.
+
+balance(predictor, val_set, bs=256)
+scores, logits = validate(predictor, val_set, bs=256)
+ckpt |= calibrated(predictor, val_set, logits)          # assets with temperature and reject, reference, golden
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.meter import T_MAX, T_MIN, nll, temperature
+from project_nlp_intent.data import OUT, IntentDataset, make_loader
+from project_nlp_intent.inference import Predictor
+from project_nlp_intent.reject import SCORES, choose
+
+COVERAGE = 0.95  # of in-scope validation texts that the stored threshold answers
+
+
+def validate(predictor: Predictor, texts: IntentDataset, bs: int) -> tuple[dict, Tensor]:
+    """Scores and logits (n, C) of an encoded set.
+
+    Accuracy is over the texts that are in scope; one of a class that is not in the train set counts as wrong, and has
+    no loss.
+    """
+    logits = torch.cat([predictor.logits(inputs) for inputs, _ in make_loader(texts, bs)])
+    known, inside = texts.labels >= 0, texts.labels != OUT
+    accuracy = (logits.argmax(dim=1) == texts.labels)[inside].double().mean().item()
+    return {"val_loss": float(nll(logits[known], texts.labels[known])), "val_acc": accuracy}, logits
+
+
+@torch.inference_mode()
+def balance(predictor: Predictor, texts: IntentDataset, bs: int) -> None:
+    """Set the heat of each net, up to a common factor: the temperature that suits its own validation logits."""
+    net, known = predictor.model, texts.labels >= 0
+    parts = [
+        net.branches({k: v.to(predictor.device) for k, v in inputs.items()}) for inputs, _ in make_loader(texts, bs)
+    ]
+    every = [torch.cat([part[name] for part in parts]).float().cpu() for name in net.nets]
+    heat = torch.tensor([heat_of(logits[known], texts.labels[known]) for logits in every])
+    net.heat.copy_(heat / heat.log().mean().exp())
+
+
+def heat_of(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that suits logits (n, C).
+
+    Where every answer is right, the likelihood says nothing of it; then the one at which the mean confidence is
+    (n + 1) / (n + 2), the rule of succession.
+    """
+    if (logits.argmax(1) != labels).any():
+        return temperature(logits, labels)
+    low, high, wanted = math.log(T_MIN), math.log(T_MAX), (len(labels) + 1) / (len(labels) + 2)
+    for _ in range(45):
+        middle = (low + high) / 2
+        sure = (logits.double() / math.exp(middle)).softmax(1).amax(1).mean()
+        low, high = (middle, high) if sure > wanted else (low, middle)
+    return math.exp(low)
+
+
+def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, coverage: float = COVERAGE) -> dict:
+    """What a checkpoint holds beyond the weights, from the validation logits (n, C).
+
+    The temperature, the threshold for out-of-scope texts, the reference that monitoring compares with, and golden
+    inputs with their probabilities.
+    """
+    known = val_set.labels >= 0
+    heat = heat_of(logits[known], val_set.labels[known])
+    reject = choose(logits.double() / heat, val_set.labels, coverage)
+    predictor.assets = {**predictor.assets, "temperature": heat, "reject": reject}
+    scaled = logits[known].double() / heat  # what is out of scope in validation says nothing of what will come
+    confidence, pred = scaled.softmax(1).max(1)
+    encoded, known = val_set.encoded, known.numpy()
+    reference = {
+        "pred_counts": torch.bincount(pred, minlength=logits.shape[1]).tolist(),
+        "confidence": _sample(confidence.numpy()),
+        "scope_score": _sample(SCORES[reject["score"]](scaled).numpy()),
+        "length": _sample(np.diff(encoded.token_starts)[known]),
+        "unknown": _sample(encoded.unknown[known]),
+        "rejected": 1 - coverage,
+    }
+    texts = [val_set.texts[i] for i in np.linspace(0, len(val_set) - 1, 4).astype(int)]
+    golden = {"texts": texts, "probs": predictor.scaled(texts).softmax(1)}
+    return {"assets": predictor.assets, "reference": reference, "golden": golden}
+
+
+def _sample(values: np.ndarray) -> list[float]:
+    """At most some 1,000 of the values, evenly spaced."""
+    return values[:: max(1, len(values) // 1000)].astype(float).tolist()
