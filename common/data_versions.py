@@ -141,7 +141,7 @@ def present(run_dir: str | Path, verify: bool = False, base: str | Path = "") ->
             if sha256 and not (row.get("error") and sha256 == row["sha256"]):  # still as unusable as it was
                 files[_name(row)] = sha256
     version = version_of(files) if files else ""
-    return Snapshot(f"{run_dir} now", version, files, _classes_by_folder(files), missing)
+    return Snapshot(f"{run_dir} now", version, files, classes_by_folder(files), missing)
 
 
 def of_folder(root: str | Path) -> Snapshot:
@@ -149,7 +149,7 @@ def of_folder(root: str | Path) -> Snapshot:
     files = {path: file_sha256(Path(root, path)) for path in _walk(Path(root))}
     if not files:
         raise UserError(f"{root}: no files; wanted the folder of a run, or one with data")
-    return Snapshot(str(root), version_of(files), files, _classes_by_folder(files))
+    return Snapshot(str(root), version_of(files), files, classes_by_folder(files))
 
 
 def snapshot_of(place: str) -> Snapshot:
@@ -203,7 +203,8 @@ def _sha256_now(root: Path, row: dict[str, str], verify: bool) -> str:
         return ""
 
 
-def _classes_by_folder(files: dict[str, str]) -> dict[str, dict[str, int]]:
+def classes_by_folder(files: dict[str, str]) -> dict[str, dict[str, int]]:
+    """{class: {split: count}} of names such as <split>/<class>/...; empty where there are no class folders."""
     counts: dict[str, Counter] = defaultdict(Counter)
     for name in files:
         parts = name.split("/")

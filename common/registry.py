@@ -21,13 +21,16 @@ import sys
 from pathlib import Path
 
 from common import run_table
-from common.cli import command_parser, run
+from common.cli import UserError, command_parser, run
 from common.data_versions import compare, present, recorded, snapshot_of, told
+from common.gate import gate
 from common.history import RegistryError
+from common.log import file_sha256
+from common.measure import CODE, package_of
 from common.mlflow_export import export
 from common.releases import STORE, Releases
 from common.reproduce import reproduce
-from common.run_record import differences, find_runs, flat, lower_is_better, read_run
+from common.run_record import differences, find_runs, flat, lower_is_better, read_json, read_run
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,6 +108,11 @@ def add_releases(commands: argparse._SubParsersAction) -> None:
     promote.add_argument("name", metavar="NAME", help="such as vision@3")
     promote.add_argument("--to", default="production", help="stage (default: production)")
     promote.add_argument("--override", default="", help="reason to promote without a passed gate; it is recorded")
+    promote.add_argument("--policy", help="policy that the gate must have used (default: the project's gate.toml)")
+    judge = command(commands, "gate", do_gate, "every check before a release; 1 and gate.json with every reason if not")
+    judge.add_argument("--candidate", required=True, metavar="RUN", help="folder of a run")
+    judge.add_argument("--baseline", default="production", help="stage whose release is the one to beat")
+    judge.add_argument("--policy", help="bounds (default: the project's gate.toml)")
     back = command(commands, "rollback", do_rollback, "let a stage point to what it was before")
     back.add_argument("project", metavar="PROJECT", help="such as vision")
     back.add_argument("--to", default="production", help="stage (default: production)")
@@ -114,7 +122,7 @@ def add_releases(commands: argparse._SubParsersAction) -> None:
     listed.add_argument("--json", action="store_true", help="one JSON object")
     resolve = command(commands, "resolve", do_resolve, "verify a release and print its checkpoint")
     resolve.add_argument("name", metavar="NAME", help="such as vision@production, vision@3 or vision@latest")
-    for parser in (register, promote, back, listed, resolve):
+    for parser in (register, promote, judge, back, listed, resolve):
         parser.add_argument("--store", default=STORE, help="folder of the registry")
 
 
@@ -200,11 +208,36 @@ def do_register(args: argparse.Namespace) -> int:
 
 def do_promote(args: argparse.Namespace) -> int:
     """RegistryError, so 1, where it is refused."""
-    entry = Releases(args.store).promote(args.name, args.to, args.override)
+    store = Releases(args.store)
+    policy = policy_of(args.policy, store.resolve(args.name)["project"])
+    entry = store.promote(args.name, args.to, args.override, file_sha256(policy))
     print(f"{entry['project']}@{entry['stage']} is now {entry['project']}@{entry['version']}, {entry['sha256'][:12]}")
     if entry["refusals"]:
         print(f"overridden ({args.override}): {'; '.join(entry['refusals'])}")
     return 0
+
+
+def policy_of(given: str | None, project: str) -> Path:
+    """The file of a gate's bounds; UserError where it is not there."""
+    path = Path(given) if given else CODE / package_of(project) / "gate.toml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; pass --policy")
+    return path
+
+
+def do_gate(args: argparse.Namespace) -> int:
+    """One line a check; 1 where one of them is not passed."""
+    run_dir = Path(args.candidate)
+    policy = policy_of(args.policy, read_json(run_dir / "best.json").get("project", ""))
+    verdict = gate(run_dir, policy, Releases(args.store), args.baseline)
+    for one in verdict["checks"]:
+        print(f"{'ok' if one['passed'] else 'NO':3}{one['name']}{': ' * bool(one['reason'])}{one['reason']}")
+    against = sum(not one["passed"] for one in verdict["checks"])
+    told = (
+        "passed" if verdict["passed"] else f"not passed, {against} of {len(verdict['checks'])} checks speak against it"
+    )
+    print(f"{told}; details: {run_dir}/gate.json")
+    return int(not verdict["passed"])
 
 
 def do_rollback(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ STORE = "runs/registry"
 NAME = re.compile(r"(?P<project>[a-z0-9_-]+)@(?P<which>[A-Za-z0-9_.-]+)")
 CHECKPOINT = "best.pt"
 REQUIRED = (CHECKPOINT, "best.json", "run.json", "metrics.json", "data_manifest.json", "data_files.csv")
-FURTHER = ("train.jsonl", "MODEL_CARD.md", "DATA_CARD.md", "croissant.json", "card.toml", "eval_rows_*.csv")
+FURTHER = ("train.jsonl", "MODEL_CARD.md", "DATA_CARD.md", "croissant.json", "card.json", "eval_rows_*.csv")
 
 
 class Releases:

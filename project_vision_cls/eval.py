@@ -1,8 +1,8 @@
 """python -m project_vision_cls.eval --ckpt runs/vision/best.pt --val_root data/vision/test --robustness
 
 Scores a checkpoint on labelled photos, <val_root>/<class>/**. Writes to the checkpoint's folder: metrics.json (its
-part "eval"), confusion_matrix.csv and .pt, mistakes.png (the most confident ones); with the plots extra also
-confusion_matrix.png, reliability.png and coverage_risk.png.
+part "eval"), eval_rows_<name>.csv (every answer), confusion_matrix.csv and .pt, mistakes.png (the most confident ones);
+with the plots extra also confusion_matrix.png, reliability.png and coverage_risk.png.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from common import meter, report
 from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.data_versions import tell_changes
+from common.eval_rows import write_rows
 from common.log import plain, version_of
 from project_vision_cls.corruptions import CORRUPTIONS
 from project_vision_cls.data import ImageFolder, class_of, groups_of, make_loader
@@ -54,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     metrics = evaluate(predictor, photos, logits) | {"also_in_train": also_in_train(photos, config, args.cache_dir)}
     if args.robustness:
         metrics["robustness"] = robustness(predictor, photos, args.bs)
+    flags = sys.argv[1:] if argv is None else argv
+    metrics |= write_rows(run_dir, name, *rows_of(predictor, photos, logits), flags)
     write_metrics(run_dir / "metrics.json", name, metrics)
     write_figures(metrics, photos, run_dir)
     say(name, metrics, run_dir)
@@ -119,6 +123,20 @@ def evaluate(predictor: Predictor, photos: ImageFolder, every: Tensor) -> dict:
         "mistakes": mistakes(photos, every / heat)[:100],
     }
     return plain(metrics)
+
+
+def rows_of(predictor: Predictor, photos: ImageFolder, logits: Tensor) -> tuple[dict, str, dict]:
+    """(columns, score, slices) for `write_rows`: every photo's answer, its class, and how light and large it is."""
+    prob, pred = (logits.double() / predictor.assets["temperature"]).softmax(1).max(1)
+    said, truth = [photos.classes[i] for i in pred.tolist()], [class_of(path) for path in photos.paths]
+    columns = {"id": photos.paths, "truth": truth, "pred": said, "prob": prob.tolist()}
+    columns["correct"] = (pred == photos.labels).int().tolist()
+    shades = np.digitize(photos.thumbs().mean((1, 2, 3)), (64, 192))
+    sides = np.digitize(
+        [min(photos.records[row]["width"], photos.records[row]["height"]) for row in photos.rows], (64, 256)
+    )
+    slices = {"class": truth, "light": np.array(["dark", "medium", "light"])[shades].tolist()}
+    return columns, "correct", slices | {"side": np.array(["under 64 px", "64 to 255 px", "256 px up"])[sides].tolist()}
 
 
 def write_figures(metrics: dict, photos: ImageFolder, run_dir: Path) -> None:

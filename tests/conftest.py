@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import generate_model_card
+from common.amp_ckpt import load_ckpt, save_ckpt
+from common.log import file_sha256
 from common.registry import main
 
 ROOT = Path(__file__).parent.parent
+FACTS = {"licence": "MIT", "contact": "the testers", "data_source": "drawn by the tests", "data_licence": "CC0-1.0"}
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 
@@ -130,3 +136,24 @@ def intent_run(intent_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     assert done.returncode == 0, done.stderr
     return run_dir
+
+@pytest.fixture(scope="session")
+def scored_run(colour_run: Path, colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`colour_run` after an evaluation on the test photos, with cards."""
+    run = shutil.copytree(colour_run, tmp_path_factory.mktemp("scored") / "vision")
+    flags = ["--val_root", colour_photos / "test", "--cache_dir", run.parent / "cache", "--robustness"]
+    done = python("project_vision_cls.eval", "--ckpt", run / "best.pt", *flags)
+    assert done.returncode == 0, done.stderr
+    (run / "card.toml").write_text("".join(f'{key} = "{value}"\n' for key, value in FACTS.items()))
+    generate_model_card.main(["--run_dir", str(run)])
+    return run
+
+
+def second_run(run: Path, folder: Path, **changes: object) -> Path:
+    """A copy of a run whose checkpoint has other values, and so another SHA-256, and a record that says so."""
+    other = shutil.copytree(run, folder / f"other{len(list(folder.glob('other*')))}")
+    save_ckpt(other / "best.pt", {**load_ckpt(other / "best.pt"), **(changes or {"extra": "another"})})
+    record = json.loads((other / "run.json").read_text())
+    record["checkpoint"]["sha256"] = file_sha256(other / "best.pt")
+    (other / "run.json").write_text(json.dumps(record))
+    return other

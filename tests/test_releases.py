@@ -10,42 +10,20 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-from common.amp_ckpt import load_ckpt, save_ckpt
 from common.ckpt_file import CheckpointError, read_whole
 from common.cli import UserError
 from common.history import History, RegistryError
 from common.log import file_sha256
 from common.releases import Releases
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, python, second_run
 
 
 @pytest.fixture
 def store(tmp_path):
     return Releases(tmp_path / "registry")
-
-
-@pytest.fixture(scope="session")
-def scored_run(colour_run, colour_photos, tmp_path_factory) -> Path:
-    """The run folder after an evaluation on the test photos."""
-    run = shutil.copytree(colour_run, tmp_path_factory.mktemp("scored") / "vision")
-    flags = ["--val_root", colour_photos / "test", "--cache_dir", run.parent / "cache", "--robustness"]
-    done = python("project_vision_cls.eval", "--ckpt", run / "best.pt", *flags)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-def second_run(scored_run, tmp_path, epoch=99):
-    """Another checkpoint: the same weights with another epoch in it, so another SHA-256."""
-    run = shutil.copytree(scored_run, tmp_path / f"run{epoch}")
-    save_ckpt(run / "best.pt", {**load_ckpt(run / "best.pt"), "epoch": epoch})
-    record = json.loads((run / "run.json").read_text())
-    record["checkpoint"]["sha256"] = file_sha256(run / "best.pt")
-    (run / "run.json").write_text(json.dumps(record))
-    return run
 
 
 def test_register_promote_and_roll_back(store, scored_run, tmp_path):
