@@ -23,6 +23,7 @@ from project_nlp_intent.text import words
 
 PAD, UNKNOWN = 0, 1
 TOKENIZERS = ("word", "bpe", "char")
+BLIND = 0.2  # the share that a mistyped or inflected word of the train set still has, and mere noise has not
 WORD_LETTERS = 16  # a text is cut at max_len times so many letters, whatever its words: one may be a megabyte long
 
 
@@ -54,7 +55,7 @@ class Encoded:
     gram_starts: np.ndarray  # (n + 1,)
     truncated: np.ndarray  # bool: the models see its beginning alone
     unknown: np.ndarray  # float32: share of its words that the train set has not
-    blind: np.ndarray  # bool: nothing of it is known
+    blind: np.ndarray  # bool: it has no known word, and under BLIND of its n-grams are known
 
     def __len__(self) -> int:
         return len(self.truncated)
@@ -139,7 +140,7 @@ class Encoder:
         long = [len(text) > limit or len(ids) > self.max_len for text, ids in zip(texts, tokens, strict=True)]
         tokens, split = ([part[: self.max_len] for part in parts] for parts in (tokens, split))
         seen = [sum(word in self.known for word in found) for found in split]
-        grams, gram_counts, weights = self.ngrams.encode([" ".join(found) for found in split])
+        grams, weights, gram_counts, gram_totals = self.ngrams.encode([" ".join(found) for found in split])
         return Encoded(
             tokens=np.array([token for ids in tokens for token in ids], np.int64),
             token_starts=_starts([len(ids) for ids in tokens]),
@@ -148,7 +149,7 @@ class Encoder:
             gram_starts=_starts(gram_counts),
             truncated=np.array(long),
             unknown=np.array([1 - n / max(1, len(found)) for n, found in zip(seen, split, strict=True)], np.float32),
-            blind=np.array([not n for n in seen]) & (gram_counts < 1),
+            blind=np.array([not n for n in seen]) & (gram_counts < BLIND * gram_totals),
         )
 
     def _tokens(self, text: str, found: list[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """Texts → weighted n-grams of letters and words, so that typos, endings and unseen words are not lost.
 
     ngrams = Ngrams.fit(texts, letters=(2, 5), words=2, most=100_000)
-    ids, counts, weights = ngrams.encode(texts)           # for nn.EmbeddingBag(len(ngrams), ...), mode "sum"
+    ids, weights, counts, totals = ngrams.encode(texts)   # for nn.EmbeddingBag(len(ngrams), ...), mode "sum"
 
 A batch is encoded at once: its texts lie in one array of letters, an n-gram is a window (start, end) of it, and its
 hash is a difference of prefix sums, sum of letter[i] * BASE^i modulo 2^64, shifted back to the window's start (Rabin &
@@ -11,6 +11,8 @@ Reads and writes nothing.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,13 +21,17 @@ import torch
 BASE = 0x9E3779B97F4A7C15  # any odd number with well-mixed bits
 INVERSE = pow(BASE, -1, 1 << 64)
 BLANK, BREAK = 32, 10  # what stands between words, and between texts
+HANGUL = re.compile("[가-힣]+")
+JAMO = (0x1100, 0x11FF)  # letters that Hangul syllables are made of
 BLOCK = 512  # texts hashed at once: some 20,000 letters, which the processor's cache holds
 
 
 class Ngrams:
     """The n-grams of a train set: `keys` (V,) their hashes, sorted, and `idf` (V,), how telling each is.
 
-    letters: shortest and longest n-gram of letters, within a word and its blanks. words: longest run of words.
+    letters: shortest and longest n-gram of letters. Hangul is taken apart into its letters (jamo), so that endings and
+    slips of a finger change a few n-grams and not all. An n-gram stays within a word and its blanks, but for Hangul,
+    where people put blanks as they like. words: longest run of words.
     """
 
     def __init__(self, keys: np.ndarray, idf: np.ndarray, letters: tuple[int, int], words: int):
@@ -61,20 +67,21 @@ class Ngrams:
         keys, idf = torch.from_numpy(self.keys.view(np.int64).copy()), torch.from_numpy(self.idf.copy())
         return {"keys": keys, "idf": idf, "letters": list(self.letters), "words": self.words}
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Texts, their words one blank apart → known n-grams (N,) int64, text by text; how many (B,); weights (N,).
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Texts, their words one blank apart → known n-grams (N,), weights (N,), and a text's known and all (B,), (B,).
 
         The weights of a text are its n-grams' idf over their Euclidean length: long and short texts weigh alike.
         A text without a known n-gram has none.
         """
         parts = [self._encode(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]
-        ids, counts, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return ids, counts, weights
+        ids, weights, counts, totals = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return ids, weights, counts, totals
 
-    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         hashes, rows = self._hashes(texts)
+        totals = np.bincount(rows, minlength=len(texts))
         if not len(self):
-            return np.zeros(0, np.int64), np.zeros(len(texts), np.int64), np.zeros(0, np.float32)
+            return np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(len(texts), np.int64), totals
         ids = np.searchsorted(self.keys, hashes).clip(max=len(self) - 1)
         known = self.keys[ids] == hashes
         ids, rows = ids[known], rows[known]
@@ -82,11 +89,13 @@ class Ngrams:
         ids, rows = ids[order], rows[order]
         weights = self.idf[ids]
         length = np.sqrt(np.bincount(rows, weights.astype(np.float64) ** 2, len(texts)))
-        return ids, np.bincount(rows, minlength=len(texts)), (weights / length[rows]).astype(np.float32)
+        weights = (weights / length[rows]).astype(np.float32)
+        return ids, weights, np.bincount(rows, minlength=len(texts)), totals
 
     def _hashes(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Hash and text of every n-gram, known or not; equal n-grams of a text come as often as it has them."""
         line = "\n".join(f" {text} " for text in texts)  # no such text holds a line break
+        line = HANGUL.sub(lambda syllables: unicodedata.normalize("NFD", syllables[0]), line)
         codes = np.frombuffer(line.encode("utf-32-le", "replace"), np.uint32)
         start, end = (np.concatenate(part) for part in zip(*self._letters(codes), *self._words(codes), strict=True))
         sums = _sums((codes + np.uint64(1)) * _powers(BASE, len(codes)))  # + 1: no letter is worth nothing
@@ -95,13 +104,15 @@ class Ngrams:
         return hashes, row
 
     def _letters(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Windows of n letters of one word; the blanks on its two sides count as letters of it."""
-        seen = _sums((codes == BLANK) | (codes == BREAK)).astype(np.int64)
+        """Windows of n letters of one word, or of Hangul; the blanks on a word's two sides count as its letters."""
+        breaks, blanks = (_sums(found).astype(np.int64) for found in (codes == BREAK, codes == BLANK))
+        jamo = _sums((codes >= JAMO[0]) & (codes <= JAMO[1])).astype(np.int64)
         for n in range(self.letters[0], self.letters[1] + 1):
             start = np.arange(len(codes) - n + 1)
-            last = start + n - 1
-            inside = seen[last] <= seen[start + 1]  # nothing but letters between the two ends
-            start = start[inside & (codes[start] != BREAK) & (codes[last] != BREAK)]
+            end = start + n
+            one_word = blanks[end - 1] <= blanks[start + 1]  # no blank but at the two ends
+            hangul = (jamo[start + 2] > jamo[start]) & (jamo[end] > jamo[end - 2])
+            start = start[(one_word | hangul) & (breaks[end] == breaks[start])]
             yield start, start + n
 
     def _words(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

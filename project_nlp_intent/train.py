@@ -87,7 +87,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     look("--tokenizer", choices=TOKENIZERS, default="word", help="what textcnn and transformer read")
     look("--max_len", type=whole, default=32, help="tokens, and words, of a text that are looked at")
     look("--max_vocab", type=number(int, 258), default=30000, help="most tokens")
-    look("--letters", type=number(int, 1, 9), default=5, help="longest n-gram of letters")
+    look("--letters", type=number(int, 2, 9), default=5, help="longest n-gram of letters")
     look("--word_runs", type=number(int, 0, 5), default=2, help="longest n-gram of words")
     look("--max_ngrams", type=whole, default=50000, help="most n-grams; the frequent ones are kept")
     look("--gram_drop", type=number(float, 0, 0.95), default=0.5, help="share of n-grams left out in a training step")
@@ -204,7 +204,7 @@ def load_data(args: argparse.Namespace) -> tuple[IntentDataset, IntentDataset]:
 
 def fit_encoder(args: argparse.Namespace, train_set: IntentDataset) -> Encoder:
     """Vocabulary and n-grams of the train texts."""
-    sizes = {"letters": (min(2, args.letters), args.letters), "word_runs": args.word_runs}
+    sizes = {"letters": (2, args.letters), "word_runs": args.word_runs}
     return Encoder.fit(
         train_set.texts, args.tokenizer, args.max_len, args.max_vocab, max_ngrams=args.max_ngrams, **sizes
     )

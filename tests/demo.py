@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a few photos and one epoch, to see that it runs")
     args = parser.parse_args(argv)
     start = time.monotonic()
-    told = vision(Path(args.data, "vision"), Path(args.runs, "vision"), args.small)
-    print(f"\nDone in {time.monotonic() - start:.0f} s.\n{told}")
+    told = [vision(Path(args.data, "vision"), Path(args.runs, "vision"), args.small)]
+    told.append(nlp(Path(args.data, "nlp"), Path(args.runs, "nlp"), args.small))
+    print(f"\nDone in {time.monotonic() - start:.0f} s.\n" + "\n".join(told))
 
 
 def vision(data: Path, runs: Path, small: bool) -> str:
@@ -49,6 +50,24 @@ def vision(data: Path, runs: Path, small: bool) -> str:
         f"ECE {scores['after_temperature']['ece']:.1%}\n"
         f"  the server said {answer['label']!r} ({answer['prob']:.0%}) of {photo} in {answer['lat_ms']:.0f} ms\n"
         f"  {runs}: best.pt (the model), metrics.json (scores), preds.csv (predictions), mistakes.png (worst errors)"
+    )
+
+
+def nlp(data: Path, runs: Path, small: bool) -> str:
+    """The same for texts, Korean and English."""
+    count, fit = ("--train 20 --val 10 --test 10", "--epochs 2") if small else ("", "--epochs 8")
+    command(f"project_nlp_intent.synthetic --out {data} --force {count}")
+    command(f"project_nlp_intent.train --train_jsonl {data}/train.jsonl {fit} --run_dir {runs}")
+    command(f"project_nlp_intent.eval --ckpt {runs}/best.pt --val_jsonl {data}/test.jsonl --robustness")
+    command(f"project_nlp_intent.inference --ckpt {runs}/best.pt --inp {data}/test.txt --out {runs}/preds.csv")
+    text = "환불하고 싶은데요, the lamp is broken"
+    answer = ask(f"project_nlp_intent.serve --ckpt {runs}/best.pt --port 0", "/predict", {"text": text})
+    scores = json.loads((runs / "metrics.json").read_text())["eval"]["test"]
+    return (
+        f"nlp: accuracy {scores['accuracy']:.1%} on {scores['texts']} test texts, "
+        f"ECE {scores['after_temperature']['ece']:.1%}, out of scope: AUROC {scores['out_of_scope']['auroc']:.1%}\n"
+        f"  the server said {answer['label']!r} ({answer['conf']:.0%}) of {text!r} in {answer['lat_ms']:.0f} ms\n"
+        f"  {runs}: best.pt (the model), metrics.json (scores), preds.csv (predictions), mistakes.jsonl (worst errors)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 
 import numpy as np
@@ -126,14 +127,21 @@ def test_bpe_pieces_cover_everything_and_small_sets_end_early():
     assert Bpe.learn(["abc"], max_vocab=1000).merges == []  # nothing comes twice
 
 
+def jamo(text: str) -> str:
+    """Hangul syllables taken apart, all else as it is."""
+    return "".join(unicodedata.normalize("NFD", c) if "가" <= c <= "힣" else c for c in text)
+
+
 def plain_ngrams(text: str, letters: tuple[int, int], runs: int) -> list[str]:
     """What Ngrams hashes, found one by one."""
     found = []
-    padded = f" {text} "
+    padded = jamo(f" {text} ")
     for n in range(letters[0], letters[1] + 1):
         windows = [padded[i : i + n] for i in range(len(padded) - n + 1)]
-        found += [window for window in windows if " " not in window[1:-1]]
-    parts = text.split(" ")
+        hangul = "[\u1100-\u11ff]"
+        ends = re.compile(f"({hangul}|.{hangul}).*({hangul}|{hangul}.)")
+        found += [window for window in windows if " " not in window[1:-1] or ends.fullmatch(window)]
+    parts = jamo(text).split(" ")
     for n in range(1, runs + 1):
         found += [f" {' '.join(parts[i : i + n])} " for i in range(len(parts) - n + 1)]
     return found
@@ -149,7 +157,8 @@ def test_ngrams_are_those_found_one_by_one():
             counts[gram] = counts.get(gram, 0) + 1
     kept = {gram for gram, n in counts.items() if n >= 2}
     assert len(ngrams) == len(kept)
-    ids, sizes, weights = ngrams.encode(lines)
+    ids, weights, sizes, totals = ngrams.encode(lines)
+    assert totals.tolist() == [len(plain_ngrams(line, (2, 4), 2)) for line in lines]
     wanted = [sum(gram in kept for gram in plain_ngrams(line, (2, 4), 2)) for line in lines]
     assert sizes.tolist() == wanted
     idf = {gram: np.log((1 + len(lines)) / (1 + counts[gram])) + 1 for gram in kept}
@@ -163,13 +172,13 @@ def test_ngrams_of_a_text_do_not_depend_on_its_neighbours():
     ngrams = Ngrams.fit(lines, (2, 5), 2, most=2000)
     assert len(ngrams) == 2000
     together = ngrams.encode(lines[:50])
-    starts = np.concatenate([[0], together[1].cumsum()])
+    starts = np.concatenate([[0], together[2].cumsum()])
     for i in range(50):
-        ids, _, weights = ngrams.encode([lines[i]])
+        ids, weights, *_ = ngrams.encode([lines[i]])
         part = slice(starts[i], starts[i + 1])
         assert ids.tolist() == together[0][part].tolist()
-        assert weights.tolist() == together[2][part].tolist()
-    assert ngrams.encode(["ŷŷŷ", "x"])[1].tolist()[0] == 0
+        assert weights.tolist() == together[1][part].tolist()
+    assert ngrams.encode(["ŷŷŷ", "x"])[2].tolist()[0] == 0
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -191,7 +200,7 @@ def test_encoder_comes_back_from_its_assets(tokenizer):
 
 
 def test_a_text_of_which_nothing_is_known_is_blind():
-    encoder = Encoder.fit(["where is my order", "where is my money"], "word", max_len=8, max_vocab=600)
-    encoded = encoder.encode(["where", "ŷẑ ŷŷẑ", "wheree is"])
-    assert encoded.blind.tolist() == [False, True, False]
-    assert encoded.unknown.tolist() == [0.0, 1.0, 0.5]
+    encoder = Encoder.fit(["where is my order", "where is my money", "my money"], "word", max_len=8, max_vocab=600)
+    encoded = encoder.encode(["where", "ŷẑ ŷŷẑ", "wheree is", "mony", "xqwrz"])
+    assert encoded.blind.tolist() == [False, True, False, False, True]
+    assert encoded.unknown.tolist() == [0.0, 1.0, 0.5, 1.0, 1.0]
