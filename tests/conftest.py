@@ -137,6 +137,7 @@ def intent_run(intent_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert done.returncode == 0, done.stderr
     return run_dir
 
+
 @pytest.fixture(scope="session")
 def scored_run(colour_run: Path, colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`colour_run` after an evaluation on the test photos, with cards."""
