@@ -155,9 +155,23 @@ def _told(server) -> dict[str, dict]:
         server.route.path: {
             "summary": "Predictions for one item, or for a list of items, where a bad one harms no other.",
             "content": as_json(either),
-            "body": {"application/json": {"schema": ref("schemas", "Request"), **_example(server)}},
+            "body": {"application/json": {"schema": _request(server.route), **_example(server)}},
+        },
+        **{
+            route.path: {
+                "summary": "The same model, asked in another way.",
+                "content": as_json(fields(ADDED)),
+                "body": as_json(route.whole),
+            }
+            for route in server.route.beside
         },
     }
+
+
+def _request(route) -> dict:
+    """Of the body of a prediction."""
+    plain = ref("schemas", "Request")
+    return {"anyOf": [plain, ref("schemas", "Whole")]} if route.whole else plain
 
 
 def _example(server) -> dict:
@@ -192,6 +206,7 @@ def _schemas(server) -> dict:
         "Item": route.schema,
         "Value": VALUE,
         "Request": {"description": "Exactly one of the keys.", "oneOf": bodies},
+        **({"Whole": route.whole} if route.whole else {}),
         "Prediction": prediction,
         "Answer": {"allOf": [ref("schemas", "Prediction"), fields(ADDED)]},
         "Answers": fields({"items": list_of(either, minItems=1), **ADDED}),

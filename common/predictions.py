@@ -36,7 +36,8 @@ class Route:
 
     key, list_key: the body's keys for one item and for a list of items ("items" works too). name: of the model in
     /v2/models/NAME. form: what the page at / offers: "photo", "text" or "series". schema: JSON schema of one item.
-    also: further keys of a body for one item; where one is there, the whole object is the item.
+    whole: JSON schema of an item that is the whole body, which it is where it has another key of that schema.
+    beside: routes to the same model at other paths.
     """
 
     path: str
@@ -45,7 +46,8 @@ class Route:
     name: str = "model"
     form: str = "text"
     schema: dict = field(default_factory=lambda: {"type": "string"})
-    also: tuple[str, ...] = ()
+    whole: dict = field(default_factory=dict)
+    beside: tuple[Route, ...] = ()
 
 
 class Prediction(Job):
@@ -161,7 +163,7 @@ class PlainJson:
     def read(self, job: Prediction) -> list:
         """The items of the body; HttpError 400 where it is not of that shape."""
         body, route = load_json(job.body), self.route
-        if isinstance(body, dict) and not body.keys().isdisjoint(route.also):
+        if isinstance(body, dict) and body.keys() & route.whole.get("properties", {}).keys() - {route.key}:
             return [body]
         keys = [key for key in {route.key: 0, route.list_key: 0, "items": 0} if isinstance(body, dict) and key in body]
         if len(keys) != 1:

@@ -29,7 +29,10 @@ def endpoints(server) -> dict[str, Endpoint]:
         metrics = {"accept": partial(_all_metrics, server)}
     else:
         metrics = {"page": lambda request, body: _metrics_reply([snapshot(server)])}
-    predict = partial(server.accept, PlainJson(server.route))
+    predicting = [
+        Endpoint(POST, route.path, accept=partial(server.accept, PlainJson(route)), guard="api", predicts=True)
+        for route in (server.route, *server.route.beside)
+    ]
     found = [
         Endpoint(GET, "/", page=partial(home, server)),
         Endpoint(GET, "/openapi.json", page=partial(described, server)),
@@ -38,7 +41,7 @@ def endpoints(server) -> dict[str, Endpoint]:
         Endpoint(GET, "/ready", page=partial(_ready, server)),
         Endpoint(GET, "/metrics", **metrics),
         Endpoint(POST, "/admin/reload", accept=partial(_reload, server), guard="admin"),
-        Endpoint(POST, server.route.path, accept=predict, guard="api", predicts=True),
+        *predicting,
     ]
     return {endpoint.name: endpoint for endpoint in found} | oip_v2.endpoints(server)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from project_ts_forecast.conformal import kept_scores, pair_scores, radii, widen
+from project_ts_forecast.conformal import choose_local, kept_scores, pair_scores, radii, widen
 from project_ts_forecast.data import SeriesWindow, make_loader
 from project_ts_forecast.inference import Predictor
 
@@ -67,9 +67,12 @@ def calibrated(predictor: Predictor, held: dict[str, Tensor], windows: SeriesWin
 
     The scores of the conformal step, the reference that monitoring compares with, and golden inputs with their answers.
     """
+    one = len(windows.counts) == 1
+    local = choose_local(held["out"], held["y"], held["spread"], predictor.coverages[0], one)
+    held = {**held, "spread": held["spread"] ** local}  # it was collected with the power 1
     scores = pair_scores(held["out"], held["y"], held["spread"], len(predictor.coverages))
-    kept = kept_scores(scores, one_series=len(windows.counts) == 1)
-    predictor.assets = {**predictor.assets, "scores": kept}
+    kept = kept_scores(scores, one)
+    predictor.assets = {**predictor.assets, "scores": kept, "local": local}
     predictor.radius = radii(kept, predictor.coverages).float()
     bands = widen(held["out"], held["spread"], predictor.radius)
     inside = ((held["y"] >= bands[..., 0]) & (held["y"] <= bands[..., -1]))[~held["y"].isnan()]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOCAL = (0.0, 0.5, 1.0)
 MOST_SCORES = 2_000_000  # numbers kept in a checkpoint: windows times steps times outputs times pairs
 
 
@@ -55,21 +56,51 @@ def widen(out: Tensor, spread: Tensor, radius: Tensor) -> Tensor:
     return torch.stack([*lows, middle, *highs], -1)
 
 
-def rolling_radii(scores: Tensor, start: Tensor, coverages: list[float], every: int = 0) -> Tensor:
+def rolling_radii(
+    scores: Tensor, start: Tensor, coverages: list[float], every: int = 0, steps: Tensor | None = None
+) -> Tensor:
     """scores (T, h, K, P) of windows one row apart, start (W, h, K, P) known before the first → (T, h, K, P).
 
     The radius of step k (from 0) for the window at t comes from the latest W scores of that step whose truth was known:
-    of windows up to t - 1 - k. It is computed anew every `every` windows (0: an eighth of the horizon).
+    of windows up to t - 1 - k. It is computed anew every `every` windows (0: an eighth of the horizon). steps: (h,)
+    which step each of the h is, where some are left out.
     """
-    steps, every = scores.shape[1], every or max(1, scores.shape[1] // 8)
+    every = every or max(1, scores.shape[1] // 8)
     full, kept = torch.cat([start, scores]), len(start)
-    k = torch.arange(steps)
+    place = torch.arange(scores.shape[1])
+    k = place if steps is None else steps
     found = []
     for t in range(0, len(scores), every):
         rows = torch.arange(kept)[:, None] + (t - k).clamp(min=0)  # (W, h)
-        radius = radii(full[rows, k], coverages)
+        radius = radii(full[rows, place], coverages)
         found.append(radius.expand(min(every, len(scores) - t), *radius.shape))
     return torch.cat(found)
+
+
+def choose_local(out: Tensor, y: Tensor, spread: Tensor, coverage: float, one_series: bool) -> float:
+    """How far intervals should follow the window's own volatility: the power of `spread` with the best Winkler score.
+
+    0: not at all, 1: in proportion. One series is scored with rolling radii from its first half on; of many series
+    every other window calibrates and the rest are scored. At most 24 steps of the horizon are looked at.
+    """
+    steps = torch.linspace(0, out.shape[1] - 1, min(24, out.shape[1])).long()
+    out, y, last = out[:, steps], y[:, steps], int(steps[-1])
+    found = {}
+    for power in LOCAL:
+        local = spread**power
+        scores = pair_scores(out, y, local, 1)
+        if one_series and len(scores) > 4 * last + 100:
+            half = (len(scores) + last) // 2
+            # the truths of the first half - last windows lie before the first window that is scored
+            radius = rolling_radii(scores[half:], scores[: half - last], [coverage], max(1, half // 20), steps)
+            scored = slice(half, None)
+        else:
+            radius, scored = radii(scores[::2], [coverage]), slice(1, None, 2)
+        bands = widen(out[scored], local[scored], radius)
+        low, high, truth = bands[..., 0], bands[..., -1], y[scored]
+        outside = (low - truth).clamp(min=0) + (truth - high).clamp(min=0)
+        found[power] = (high - low + 2 / (1 - coverage) * outside).nanmean().item()
+    return min(found, key=found.get)
 
 
 def kept_scores(scores: Tensor, one_series: bool, most: int = 1440) -> Tensor:

@@ -17,7 +17,21 @@ import numpy as np
 from common.cli import UserError
 from project_ts_forecast.stamps import Step, parse_times, to_utc
 
-KEYS = ("values", "series", "series_id", "covariates", "times", "observed")
+NUMBERS = {"type": "array", "items": {"type": "number"}, "description": "oldest first, one step apart", "minItems": 1}
+COLUMNS = {"type": "object", "additionalProperties": {"type": "array"}, "description": "numbers, by column"}
+PAST = {  # JSON schema of an item that is an object
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "values": {"type": "array", "description": "numbers, or rows of numbers for several columns; null: missing"},
+        "series": COLUMNS,
+        "covariates": COLUMNS,
+        "times": {"type": "array", "items": {"type": ["string", "number"]}, "description": "one stamp for each row"},
+        "series_id": {"type": "string", "description": "whose scale is meant, where the model knows several series"},
+        "observed": {"type": "array", "description": "rows that came after the values, to be scored as anomalies"},
+    },
+}
+KEYS = tuple(PAST["properties"])
 
 
 class ValuesError(ValueError):

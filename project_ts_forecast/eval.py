@@ -19,7 +19,8 @@ from common import report
 from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import plain
-from project_ts_forecast import scores
+from project_ts_forecast import faults, scores
+from project_ts_forecast.anomaly_scores import read_windows
 from project_ts_forecast.calibrate import collect
 from project_ts_forecast.conformal import pair_scores, rolling_radii, widen
 from project_ts_forecast.data import PARTS, Data, SeriesWindow, load_data, scale_of, split_rows, with_targets
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--csv", help="table with the same columns (default: the one it was trained on)")
     add("--part", choices=[*PARTS, "all"], help="rows to score (default: test; all of another --csv)")
     add("--bs", type=whole, default=256, help="windows per forward pass")
+    add("--labels", help="JSON of the anomalous windows of each series: scores the anomaly detector too")
     add("--backtest", type=number(int, 0), default=0, help="train and score anew at so many origins; 0 is off")
     add(
         "--every",
@@ -57,6 +59,11 @@ def main(argv: list[str] | None = None) -> None:
     data = read_again(config, args.csv)
     windows = windows_of(predictor, config, data, part)
     metrics = evaluate(predictor, data, windows, args.bs) | {"csv": args.csv or config["csv"], "part": part}
+    if args.labels:
+        columns, settings, zone = (predictor.assets[key] for key in ("value_cols", "anomaly", "tz"))
+        watched = faults.watch(data, rows_of(config, data, part), settings, columns, zone)
+        windows = read_windows(args.labels)
+        metrics["anomalies"] = plain(faults.against_labels(watched, windows, settings, metrics["csv"]))
     if args.backtest:
         from project_ts_forecast.backtest import (
             backtest,
@@ -79,7 +86,7 @@ def windows_of(predictor: Predictor, config: dict, data: Data, part: str) -> Ser
     assets = predictor.assets
     if [data.step.kind, data.step.size] != assets["step"]:
         raise UserError(f"the rows are {data.step} apart, those of the training were {predictor.step}; resample them")
-    rows = [(0, len(p)) for p in data.pieces] if part == "all" else split_rows(data.pieces, config["split"])[part]
+    rows = rows_of(config, data, part)
     pieces = [with_targets(p, assets["normaliser"], predictor.outputs, assets["calendar"]) for p in data.pieces]
     windows = SeriesWindow(pieces, predictor.win, predictor.h, rows, assets["pad"])
     if not len(windows):
@@ -88,6 +95,11 @@ def windows_of(predictor: Predictor, config: dict, data: Data, part: str) -> Ser
             f"no window of {predictor.win} rows and {predictor.h} ahead: the longest run of {part} rows has {longest}"
         )
     return windows
+
+
+def rows_of(config: dict, data: Data, part: str) -> list[tuple[int, int]]:
+    """(first, end) of the part in each piece."""
+    return [(0, len(p)) for p in data.pieces] if part == "all" else split_rows(data.pieces, config["split"])[part]
 
 
 def evaluate(predictor: Predictor, data: Data, windows: SeriesWindow, bs: int) -> dict:
@@ -223,6 +235,11 @@ def say(part: str, metrics: dict, run_dir: Path) -> None:
     for step, found in metrics["residuals"]["lagged_copy"].items():
         if found["copy"]:
             print(f"  step {step} is a copy of the last known value: this model adds nothing to repeating it")
+    if found := metrics.get("anomalies"):
+        event, row = ([float(found[by][key] or 0) for key in ("precision", "recall", "f1")] for by in ("event", "row"))
+        print("  anomalies by event: precision {:.2f}, recall {:.2f}, F1 {:.2f}".format(*event), end="; ")
+        print("by row {:.2f}, {:.2f}, {:.2f}".format(*row), end="; ")
+        print(f"{found['found']} of {found['events']} windows found, {found['false_alarms']} false alarms")
     for i, fold in enumerate(metrics.get("backtest", {}).get("folds", [])):
         print(f"  backtest {i + 1}: MSE {fold['mse']:.4f}, repeating the last value {fold['repeat_last']:.4f}")
     print(f"details: {run_dir}/metrics.json")

@@ -36,6 +36,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     data("--step", default="", help="time between rows: 15min, 1h, 1d, 1mo, or rows (default: worked out)")
     data("--season", type=count, default=0, help="rows of a season (0: a day, a week of days, a year of months)")
     data("--split", default="0.7,0.15,0.15", help="train, val, test: shares, or the rows or stamps where they end")
+    data("--labels", help="JSON of the anomalous windows of each series, to choose the detector's threshold by")
     wrong = parser.add_argument_group("what is wrong with the data").add_argument
     wrong("--fill", choices=FILLS, default="last", help="what fills missing rows and values")
     wrong("--max_gap", type=count, default=3, help="longest run of rows that is filled; longer ones cut the series")

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.log import file_sha256
+from project_ts_forecast.anomaly import detect
 from project_ts_forecast.conformal import radii, widen
 from project_ts_forecast.data import scale_of, scaled
-from project_ts_forecast.decode import ValuesError, read_item
+from project_ts_forecast.decode import Past, ValuesError, read_item
+from project_ts_forecast.faults import clock
 from project_ts_forecast.model import build_model
 from project_ts_forecast.repair import Piece, fill
 from project_ts_forecast.stamps import Step, calendar, write_times
@@ -33,14 +35,16 @@ class Row(NamedTuple):
     std: np.ndarray
     filled: int = 0
     times: list[str] | None = None  # of the h steps
+    found: dict | None = None  # what the anomaly detector says of observed rows
 
 
 class Predictor:
     """A trained model and what it needs.
 
     assets: value_cols and covariate_cols, normaliser, step, style (of stamps), tz, season, fill and max_gap, calendar
-    (whether it needs stamps), pad (whether short pasts are padded), coverage, levels, and scores, the calibration set
-    of the conformal step.
+    (whether it needs stamps), pad (whether short pasts are padded), coverage, levels, anomaly (the detector's
+    settings), and of the conformal step: scores, the calibration set, and local, how far intervals follow the
+    volatility.
     """
 
     def __init__(self, model: torch.nn.Module, assets: dict, device: str | torch.device = "cpu", model_id: str = ""):
@@ -90,7 +94,22 @@ class Predictor:
         """
         past = read_item(item, self.assets)
         times = None if past.times is None else past.times[-self.win :]
-        return self.row(past.values[-self.win :], times, past.series_id)
+        row = self.row(past.values[-self.win :], times, past.series_id)
+        return row if past.observed is None else row._replace(found=self._observed(past))
+
+    def _observed(self, past: Past) -> dict:
+        """What the detector, having seen the values, says of the rows observed after them."""
+        values = np.concatenate([past.values[:, : self.outputs], past.observed])
+        seconds = None
+        if past.times is not None:
+            seconds = clock(self.step.at(int(past.times[0]), np.arange(len(values))), self.assets["tz"])
+        settings = self.assets["anomaly"]
+        settings = {**settings, "probation": min(settings["probation"], len(past.values))}
+        found = detect(seconds, values, channels=self.columns[: self.outputs], **settings)
+        new = slice(len(past.values), None)
+        scores, flags = found.score[new].tolist(), found.flag[new].tolist()
+        channels = [name if flag else None for name, flag in zip(found.channel[new], flags, strict=True)]
+        return {"anomaly": any(flags), "scores": scores, "flags": flags, "channels": channels}
 
     def row(self, values: np.ndarray, times: np.ndarray | None = None, series_id: str | None = None) -> Row:
         """The end of a past, values (n, C) with NaN for missing and times (n,) in µs → a Row. Raises ValuesError."""
@@ -154,9 +173,13 @@ class Predictor:
 
     @torch.inference_mode()
     def outputs_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, win, C + F) float32 → the model's quantiles (B, h, K, Q) and volatility (B, K), scaled, on the CPU."""
+        """(B, win, C + F) float32 → the model's quantiles (B, h, K, Q) and the spread (B, K), scaled, on the CPU.
+
+        The spread is the window's volatility to the power `local` of the assets; scores are divided by it.
+        """
         x = x.to(self.device)
-        return self.model(x).float().cpu(), self.model.spread(x)[:, : self.outputs].float().cpu()
+        spread = self.model.spread(x)[:, : self.outputs] ** self.assets["local"]
+        return self.model(x).float().cpu(), spread.float().cpu()
 
     def quantiles(self, x: Tensor) -> Tensor:
         """(B, win, C + F) float32 → (B, h, K, levels) scaled, the middle one the forecast, the others calibrated."""
@@ -164,6 +187,8 @@ class Predictor:
 
     def predict_rows(self, rows: list[Row]) -> list[dict]:
         """Rows, in one forward pass → one answer each: pred, lower, upper and quantiles, h numbers each."""
+        if not rows:
+            return []
         scaled = self.quantiles(torch.from_numpy(np.stack([row.x for row in rows]))).double().numpy()
         mean, std = (np.stack([getattr(row, key) for row in rows])[:, None, :, None] for key in ("mean", "std"))
         values = scaled * std + mean
@@ -176,7 +201,7 @@ class Predictor:
         names = list(found)
         answer = {"pred": found[names[len(names) // 2]], "lower": found[names[0]], "upper": found[names[-1]]}
         answer |= {"quantiles": found, "coverage": self.assets["coverage"], "anomaly": None, "filled": row.filled}
-        return answer | ({"times": row.times} if row.times else {})
+        return answer | ({"times": row.times} if row.times else {}) | (row.found or {})
 
     def predict(self, items: list) -> list[dict]:
         """Pasts → answers in the same order, 256 at a time. Raises ValuesError for the first that cannot be used."""

@@ -14,7 +14,9 @@ import torch
 
 from common.amp_ckpt import replace_file
 from common.cli import UserError
+from project_ts_forecast.anomaly_scores import read_windows
 from project_ts_forecast.data import Data, SeriesWindow, fit_normaliser, load_data, split_rows, with_targets
+from project_ts_forecast.faults import chosen_settings, usual_settings, watch
 from project_ts_forecast.flags import layout_of, rules_of
 from project_ts_forecast.repair import tell
 
@@ -61,8 +63,27 @@ def prepare(args: argparse.Namespace) -> tuple[Data, dict[str, SeriesWindow], di
         "coverage": args.coverage,
         "levels": levels_of(args.coverage),
         "scores": torch.zeros(1, args.h, targets, 1),
+        "local": 1.0,
+        "anomaly": detector_settings(args, data, rows, layout.value_cols),
     }
     return data, windows, assets
+
+
+def detector_settings(
+    args: argparse.Namespace, data: Data, rows: dict[str, list[tuple[int, int]]], columns: list[str]
+) -> dict:
+    """Threshold, probation and mute of the anomaly detector; with --labels the threshold that they like best.
+
+    The detector fits nothing, so all labels before the test part count alike.
+    """
+    settings = usual_settings(max(len(piece) for piece in data.pieces))
+    if not args.labels:
+        return settings
+    before = [(a, b) for (a, _), (_, b) in zip(rows["train"], rows["val"], strict=True)]
+    watched = watch(data, before, settings, columns, args.tz)
+    settings, found = chosen_settings(watched, read_windows(args.labels), settings, args.csv)
+    print(f"anomaly threshold {settings['threshold']:.2f}: F1 by event {found['event']['f1']:.2f} before the test part")
+    return settings
 
 
 def levels_of(coverage: float) -> list[float]:
