@@ -103,7 +103,7 @@ def choose_local(out: Tensor, y: Tensor, spread: Tensor, coverage: float, one_se
     return min(found, key=found.get)
 
 
-def kept_scores(scores: Tensor, one_series: bool, most: int = 1440) -> Tensor:
+def kept_scores(scores: Tensor, one_series: bool, most: int = 1000) -> Tensor:
     """Those a checkpoint keeps: the latest of one series, or an even sample of many; at most `most` windows."""
     most = max(200, min(most, MOST_SCORES // scores[0].numel()))
     if len(scores) <= most:

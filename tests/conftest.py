@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common import generate_model_card
@@ -95,6 +96,15 @@ def write_series(path: Path, values: np.ndarray, start: str = "2024-01-01T00:00"
     rows = [f"{stamp},{value:.6f}" for stamp, value in zip(stamps, values, strict=True)]
     path.write_text("\n".join(["time,load", *rows]) + "\n")
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small nets, called often: on a busy machine torch's threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 TS_FLAGS = ["--win", 48, "--h", 6, "--hidden", 8, "--epochs", 2, "--bs", 64, "--lr", 3e-3]

@@ -17,6 +17,8 @@ from project_ts_forecast.inference import Predictor
 from tests.conftest import python, wave, write_series
 from tests.tiny_models import served
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def predictor(wave_run) -> Predictor:
