@@ -3,7 +3,7 @@
     import_files(args)          # args as the flags of `add_import_flags` give them
 
 Reads CLINC150's JSON (https://github.com/clinc/oos-eval) or .tsv and .csv files of a label and a text column, such as
-3i4k's. Writes OUT/train.jsonl, and val.jsonl and test.jsonl where there are any, and rejected.jsonl: the lines that
+3i4k's. Writes OUT/train.jsonl, and val.jsonl and test.jsonl where there are any, and quarantine.jsonl: the lines that
 could not be used, with the reason.
 """
 
@@ -54,8 +54,8 @@ def import_files(args: argparse.Namespace) -> None:
         told.append(f"{len(good)} {name}")
     print(f"{', '.join(told)} texts → {out}")
     if bad:
-        _write(out / "rejected.jsonl", bad)
-        print(f"{len(bad)} lines could not be used{_why(bad)} → {out}/rejected.jsonl")
+        _write(out / "quarantine.jsonl", bad)
+        print(f"{len(bad)} lines could not be used{_why(bad)} → {out}/quarantine.jsonl")
     if "train" in parts:
         print(f"next: python -m project_nlp_intent.train --train_jsonl {out}/train.jsonl")
 

@@ -106,7 +106,7 @@ def evaluate(predictor: Predictor, texts: IntentDataset, every: Tensor) -> dict:
         "data_version": version({"eval": texts}),
         "model_id": predictor.model_id,
         "texts": int(inside.sum()),
-        "quarantined": texts.bad[:SHOWN],
+        "quarantined": {"lines": len(texts.bad), "first": texts.bad[:SHOWN]},
         "new_classes": texts.new_classes,
         "accuracy": top1 * share,
         "accuracy_95": list(meter.bootstrap_ci(right[inside])),
@@ -257,9 +257,10 @@ def say(name: str, metrics: dict, run_dir: Path) -> None:
         )
     if metrics["new_classes"]:
         print(f"classes the model does not know, counted as wrong: {metrics['new_classes']}")
-    if metrics["quarantined"]:
-        first = metrics["quarantined"][0]
-        print(f"lines that could not be used: {len(metrics['quarantined'])}, line {first['line']}: {first['reason']}")
+    if metrics["quarantined"]["lines"]:
+        first = metrics["quarantined"]["first"][0]
+        told = f"{metrics['quarantined']['lines']} lines could not be used, such as line {first['line']}"
+        print(f"{told}: {first['reason']}")
     if metrics["also_in_train"]:
         print(f"{metrics['also_in_train']} of these texts are in the train set too")
     for kind, accuracy in metrics.get("robustness", {}).items():

@@ -199,7 +199,7 @@ def test_import_clinc150(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "6 train, 7 val, 7 test, 1 train_oos texts" in done.stdout
     assert "3 lines could not be used" in done.stdout
-    assert len((out / "rejected.jsonl").read_text().splitlines()) == 3
+    assert len((out / "quarantine.jsonl").read_text().splitlines()) == 3
     val = IntentDataset(out / "val.jsonl", ["a", "b"])
     assert val.labels.tolist() == [0, 1, 0, 1, 0, 1, OUT]
 

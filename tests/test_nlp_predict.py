@@ -182,7 +182,7 @@ def test_eval_writes_every_score(intent_texts, intent_run, tmp_path):
     assert scores["texts"] == 112
     assert scores["accuracy"] > 0.7
     assert scores["new_classes"] == {"new class": 1}
-    assert scores["quarantined"][0]["line"] == 142
+    assert (scores["quarantined"]["lines"], scores["quarantined"]["first"][0]["line"]) == (1, 142)
     outside = scores["out_of_scope"]
     assert outside["texts"] == 30
     assert outside["auroc"] > 0.8

@@ -45,6 +45,20 @@ def test_the_commands_for_your_own_photos_and_the_server(tmp_path):
     check_operating(tmp_path)
 
 
+@pytest.mark.slow
+def test_the_commands_for_your_own_texts(tmp_path):
+    steps = BLOCKS["texts"].strip().splitlines()
+    assert len(steps) == 4
+    for step in steps:
+        small = (
+            " --train 30 --val 10 --test 10" if ".synthetic " in step else " --epochs 2" if ".train " in step else ""
+        )
+        done = shell(step + small, tmp_path)
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+    wanted = ["best.pt", "last.pt", "vocab.json", "train.jsonl", "metrics.json", "confusion_matrix.csv", "preds.csv"]
+    assert [name for name in wanted if not (tmp_path / "runs" / "nlp" / name).exists()] == []
+
+
 @contextmanager
 def served(line: str, folder: Path, flags: str = "") -> Iterator[str]:
     """Run a serve command of the README on a free port until the block ends; its port."""
@@ -93,6 +107,7 @@ def test_make_demo_runs_the_demo(tmp_path):
     done = python("tests.demo", "--small", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     assert "vision: accuracy" in done.stdout
+    assert "nlp: accuracy" in done.stdout
     assert "SIGTERM → exit status 0" in done.stdout
 
 
