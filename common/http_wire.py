@@ -26,6 +26,7 @@ BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 ABSOLUTE_TARGET = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 ONCE_ONLY = ("content-length", "transfer-encoding", "host")
 CHUNK_LINE_BYTES = 256
+CACHED_HEAD_BYTES = 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -52,7 +53,7 @@ class Limits:
     body_bytes: int = 10_000_000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """The head of one request. Header names are lower case; a name sent twice has its values joined by a comma."""
 
@@ -98,15 +99,13 @@ class RequestParser:
                 raise WireError(400, "a line of the request does not end with CR LF, or holds a NUL")
             self._scanned = len(buffer)
             return None
-        first, *lines = bytes(buffer[:end]).split(b"\r\n")
+        head = bytes(buffer[:end])
         del buffer[: end + 4]
         self._scanned = 0
-        if len(lines) > limits.headers:
-            raise WireError(431, f"more than {limits.headers} headers")
-        method, target, minor = _request_line(first)
-        headers = _fields(lines)
-        self._start_body(*_framing(headers, minor, limits.body_bytes))
-        return _request(method, target, minor, headers)
+        read = _read_head if end <= CACHED_HEAD_BYTES else _read_head.__wrapped__
+        request, length, chunked = read(head, limits)
+        self._start_body(length, chunked)
+        return request
 
     def read_body(self) -> bytes | None:
         """The whole body (chunks joined; b"" after discard_body), or None while bytes are missing."""
@@ -173,6 +172,17 @@ class RequestParser:
         line = bytes(self._buffer[: end - 1])
         del self._buffer[: end + 1]
         return line
+
+
+@lru_cache(maxsize=512)  # a client says the same again and again: reading it anew is a tenth of a short request's cost
+def _read_head(head: bytes, limits: Limits) -> tuple[Request, int, bool]:
+    """(request, body length in bytes, chunked or not)."""
+    first, *lines = head.split(b"\r\n")
+    if len(lines) > limits.headers:
+        raise WireError(431, f"more than {limits.headers} headers")
+    method, target, minor = _request_line(first)
+    headers = _fields(lines)
+    return _request(method, target, minor, headers), *_framing(headers, minor, limits.body_bytes)
 
 
 def _request_line(line: bytes) -> tuple[str, str, int]:

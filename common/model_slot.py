@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from common.batcher import MicroBatcher, ModelError, checked
 from common.cli import UserError
@@ -27,6 +30,20 @@ def model_version(predictor: object) -> str:
     return getattr(predictor, "version", "") or predictor.model_id
 
 
+def model_threads(args: argparse.Namespace) -> int:
+    """Threads of one forward pass: --threads, $OMP_NUM_THREADS, or this worker's share of half of the cores.
+
+    The other half decodes and speaks HTTP; on a core that is taken, one thread of a pass holds up all others of it.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return args.threads or (int(told) if told.isdigit() else 0) or max(1, cores() // 2 // args.workers)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class ModelSlot:
     """`predictor` is None until one has passed its checks, and is replaced as a whole."""
 
@@ -37,6 +54,7 @@ class ModelSlot:
 
     def fill(self) -> None:
         """Load, warm up and replay the golden answers. Raises what is wrong with the model."""
+        torch.set_num_threads(model_threads(self.args))
         self.args.ckpt = served_file(self.args)
         predictor = self.load()
         answer = self._warm_up(predictor)

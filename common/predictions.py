@@ -122,7 +122,8 @@ class DecodePool:
         except Exception:
             log.exception("request %s", job.connection.req_id)
             job.error = HttpError(500, "the server failed on this request")
-        self._batcher.release(job.places - job.left)
+        if job.places != job.left:
+            self._batcher.release(job.places - job.left)
         if job.left:
             self._batcher.submit(job)
         else:
@@ -135,7 +136,7 @@ class DecodePool:
         job.body = b""
         if len(items) > self._batcher.places:
             raise HttpError(413, f"{len(items)} items in one request, at most {self._batcher.places} are taken")
-        if not self._batcher.reserve(len(items) - 1):
+        if len(items) > 1 and not self._batcher.reserve(len(items) - 1):
             raise HttpError(429, "the queue has no room for so many items", RETRY)
         job.places = len(items)
         job.set_rows([_row(job.predictor, item) for item in items], job.predictor.predict_rows)

@@ -30,6 +30,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int, decode_threads:
         ("timeout_ms", whole, 5000, "time for one answer, queue included, in ms; the header X-Timeout-Ms shortens it"),
         ("drain_s", some, 20.0, "longest time to finish accepted requests on SIGTERM, in seconds"),
         ("decode_threads", number(int, 0), decode_threads, "threads that decode requests; 0: the model's own"),
+        ("threads", number(int, 0), 0, "torch threads of a worker; 0: $OMP_NUM_THREADS or half of the cores"),
         ("max_body_mb", some, 10.0, "largest request body, in MB"),
         ("max_head_kb", whole, 16, "largest request head, in KiB"),
         ("max_headers", whole, 64, "most headers of a request"),

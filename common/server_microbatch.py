@@ -21,7 +21,6 @@ import asyncio
 import logging
 import os
 import re
-import secrets
 import signal
 import sys
 import time
@@ -37,6 +36,7 @@ from common.metrics import Metrics, escaped
 from common.model_slot import ModelSlot
 from common.monitor_core import Alarm, AlarmManager, SlidingWindow
 from common.predictions import DecodePool, Prediction, Route, fault, log_entry, stages
+from common.request_ids import RequestIds
 from common.request_log import RequestLog
 from common.server_flags import add_server_flags as add_server_flags
 from common.server_pages import endpoints, snapshot
@@ -46,9 +46,9 @@ from common.workers import WorkerLink, worker_settings
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
 LATENCY_WINDOW, ALARM_WINDOW = 512, 100  # answers: shown as p95; judged by the alarm, without overlap
-TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 503: "unavailable"}
-REASONS |= {504: "too_late"}
+REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
+STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
+REASONS |= {503: "unavailable"}
 
 
 class Server:
@@ -67,13 +67,13 @@ class Server:
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
         self.slot = ModelSlot(load, args, self.batcher)
         self.latencies, self.judged = SlidingWindow(LATENCY_WINDOW), SlidingWindow(ALARM_WINDOW)
-        self.answers = count(1)
+        self.watched, self.answers = {}, count(1)  # watched: what the answers of one batch say of all answers
         self.alarms = AlarmManager()
         if args.alert_p95_ms:
             self.alarms.add(Alarm("lat_p95", threshold=args.alert_p95_ms, min_samples=ALARM_WINDOW))
         self.metrics, self.answer_labels = Metrics(), {}
         self.request_log = RequestLog(args.request_log, args.request_log_mb) if args.request_log else None
-        self.id_start, self.id_count = secrets.token_hex(6), count(1)
+        self.ids = RequestIds()
         self.endpoints = endpoints(self)
 
     # -- life --
@@ -200,11 +200,7 @@ class Server:
 
     def begin(self, connection: Connection, request: Request) -> tuple[Endpoint | None, HttpError | None]:
         """What the head alone decides: where the request goes, or why it is refused before its body is read."""
-        sent = re.sub(r"[^A-Za-z0-9._:-]", "", request.headers.get("x-request-id", ""))[:128]
-        connection.req_id = sent or f"{self.id_start}-{next(self.id_count):x}"
-        trace = request.headers.get("traceparent", "")
-        # the span of this request, child of the caller's: W3C Trace Context, level 1
-        connection.trace = f"{trace[:36]}{secrets.token_hex(8)}{trace[52:]}" if TRACE.fullmatch(trace) else ""
+        connection.req_id, connection.trace = self.ids.of(request)
         endpoint = self.endpoints.get(request.path)
         if endpoint is None:
             return None, HttpError(404, f"nothing is at this path; try {', '.join(self.endpoints)}")
@@ -240,6 +236,7 @@ class Server:
     def _answer_all(self, jobs: list[Prediction]) -> None:
         if jobs[0].batch:
             self.metrics.observe("batch_rows", jobs[0].batch)
+        self.watched = {}
         for job in jobs:
             if not job.abandoned and job.deadline > time.monotonic():
                 self._answer(job, fault(job))
@@ -248,8 +245,10 @@ class Server:
         connection, seconds = job.connection, stages(job, time.monotonic())
         if error is None:
             self._observe(job, seconds)
-            extra = {"lat_ms": round(seconds["total"] * 1000, 3), "p95": round(self.latencies.quantile(0.95), 3)}
-            extra |= {"alert": self.alarms.firing(), "req_id": connection.req_id, "model_id": job.predictor.model_id}
+            if not self.watched:
+                self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.alarms.firing()}
+            extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched}
+            extra |= {"req_id": connection.req_id, "model_id": job.predictor.model_id}
             reply = job.protocol.write(job, extra)
         else:
             reply = error_reply(error)
@@ -267,8 +266,12 @@ class Server:
             if isinstance(result, dict) and "label" in result:
                 metrics.count_class(str(result["label"]))
         self.latencies.push(lat_ms)
+        if self.args.alert_p95_ms:
+            self._judge(lat_ms)
+
+    def _judge(self, lat_ms: float) -> None:
         self.judged.push(lat_ms)
-        if self.args.alert_p95_ms and next(self.answers) % ALARM_WINDOW == 0:
+        if next(self.answers) % ALARM_WINDOW == 0:
             for event in self.alarms.run({"lat_p95": (self.judged.quantile(0.95), ALARM_WINDOW)}):
                 log.warning("alarm %s", event)
 
@@ -281,9 +284,6 @@ class Server:
         self.metrics.count("http_requests_total", labels)
         if status >= 400 and (endpoint is None or endpoint.predicts):
             self.metrics.count("rejections_total", f'reason="{REASONS.get(status, "invalid")}"')
-
-
-STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
 
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.cli import UserError
+from common.model_slot import cores
 from common.server_microbatch import add_server_flags
 from tests.bench.launch import (
     Server,
@@ -51,7 +51,7 @@ class Bench:
 
     def __post_init__(self):
         self.wrk, self.turns = not self.args.toy, 1 if self.args.toy else 3
-        self.cores = cores_here()
+        self.cores = cores()
         self.texts, self.wrong_texts = write_texts(self.folder)
 
     def photos(self) -> tuple[Path, str]:
@@ -76,7 +76,7 @@ class Bench:
         photo = "photo" in name
         bodies, ckpt = self.photos() if photo else (self.texts, "")
         body = bodies.read_bytes().splitlines()[0]
-        env = environment(self.args.photo_threads if photo else 1, BENCH_CKPT=ckpt)
+        env = environment(self.cores if photo else 1, BENCH_CKPT=ckpt)
         return running(name, command(name, ckpt), self.folder, env, body)
 
     def load(self, name: str, connections: int) -> dict:
@@ -103,11 +103,6 @@ class Bench:
         return "" if importlib.util.find_spec(package) else f"{package} is not installed: pip install -e '.[bench]'"
 
 
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def command(name: str, ckpt: str) -> list[str]:
     """The command line that starts a server."""
     package, batch = name.partition("_")[0], PHOTO_BATCH if ckpt else INTENT_BATCH
@@ -119,6 +114,7 @@ def command(name: str, ckpt: str) -> list[str]:
         return python("tests.bench.litserve_app", "--port", "{port}", "--max_batch", batch)
     module = ["project_vision_cls.serve", "--ckpt", ckpt] if ckpt else ["tests.bench.intent_app"]
     more = ["--workers", 2] if workers == 2 else []
+    more += ["--threads", max(1, cores() // 2)] if ckpt else []  # what it takes by itself, without $OMP_NUM_THREADS
     return python(*module, "--port", 0, "--max_batch", batch, *more)
 
 

@@ -2,12 +2,12 @@
 
 Times our server beside mosec and LitServe (pip install -e '.[bench]') under the load of wrk (apt-get install wrk), on
 this machine, in one run; then overloads it, crowds it, feeds it slow and wrong requests and restarts it under load.
-Every server is asked on 127.0.0.1 and gets the same model, the same requests and the same number of torch threads: one
-for the intent model, one a core for the photo model (--photo_threads). Each peer batches by itself, 64 texts or 32
-photos at most: mosec waits 10 ms for them (its default), LitServe 10 ms, through its fast queue. Prints what it does;
-with --json the last line is one JSON object, in which `skipped` says why a figure is null. Ratios are medians over
-rounds, in which the servers take turns; a timing during which the machine's host took over 5 % of its cores is
-repeated, twice at most. A run takes 15 to 25 minutes.
+Every server is asked on 127.0.0.1 and gets the same model and the same requests. The intent model has one torch thread
+in all of them; the photo model torch's default, one a core, but for ours, which leaves half of the cores to decoding.
+Each peer batches by itself, 64 texts or 32 photos at most: mosec waits 10 ms for them (its default), LitServe 10 ms,
+through its fast queue. Prints what it does; with --json the last line is one JSON object, in which `skipped` says why a
+figure is null. Ratios are medians over rounds, in which the servers take turns; a timing during which the machine's
+host took over 5 % of its cores is repeated, twice at most. A run takes 15 to 25 minutes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common.cli import UserError, command_parser, number, run
+from common.model_slot import cores
 from tests.bench import scenarios, stress
 from tests.bench.launch import need_wrk
-from tests.bench.scenarios import INTENT_BATCH, PHOTO_BATCH, Bench, cores_here
+from tests.bench.scenarios import INTENT_BATCH, PHOTO_BATCH, Bench
 
 SCENARIOS = {
     "throughput": scenarios.throughput,
@@ -83,7 +84,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         usual, toy = SIZES[name]
         add(f"--{name}", type=kind, help=f"{text} (default: {usual}, with --toy {toy})")
     add("--ckpt", default="", help="checkpoint of project_vision_cls for the photo server (default: one is trained)")
-    add("--photo_threads", type=whole, default=cores_here(), help="torch threads of every photo server")
     add("--toy", action="store_true", help="a run of seconds, without peers and without wrk: does it work at all?")
     add("--json", action=argparse.BooleanOptionalAction, default=False, help="end with one JSON object")
     args = parser.parse_args(argv)
@@ -104,10 +104,10 @@ def names(text: str) -> list[str]:
 def conditions(args: argparse.Namespace) -> dict:
     """What a reader needs to judge the figures."""
     return {
-        "machine": f"{cores_here()} cores, {platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}",
+        "machine": f"{cores()} cores, {platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}",
         "versions": {name: installed(name) for name in ("torch", "numpy", "pillow", "mosec", "litserve")},
         "python": platform.python_version(),
-        "torch_threads": {"intent": 1, "photo": args.photo_threads, "photo_limit": cores_here()},
+        "torch_threads": {"intent": 1, "photo": cores(), "photo_ours": max(1, cores() // 2)},
         "max_batch": {"intent": INTENT_BATCH, "photo": PHOTO_BATCH},
         "sizes": {name: getattr(args, name) for name in SIZES},
     }
