@@ -18,6 +18,7 @@ from project_ts_forecast.anomaly_scores import read_windows
 from project_ts_forecast.data import Data, SeriesWindow, fit_normaliser, load_data, split_rows, with_targets
 from project_ts_forecast.faults import chosen_settings, usual_settings, watch
 from project_ts_forecast.flags import layout_of, rules_of
+from project_ts_forecast.read import Layout
 from project_ts_forecast.repair import tell
 
 
@@ -47,10 +48,16 @@ def prepare(args: argparse.Namespace) -> tuple[Data, dict[str, SeriesWindow], di
                 f"{args.csv}: no {part} window of --win {args.win} and --h {args.h}: the longest run of {part} rows "
                 f"without a gap has {longest}; pass a smaller --win or --h, --pad, --fill, or another --split"
             )
-    assets = {
+    assets = assets_of(args, layout, data, season) | {"normaliser": normaliser}
+    assets["anomaly"] = detector_settings(args, data, rows, layout.value_cols)
+    return data, windows, assets
+
+
+def assets_of(args: argparse.Namespace, layout: Layout, data: Data, season: int) -> dict:
+    """What a Predictor needs beside the weights, as far as flags and file tell it."""
+    return {
         "value_cols": layout.value_cols,
         "covariate_cols": layout.covariate_cols,
-        "normaliser": normaliser,
         "step": [data.step.kind, data.step.size],
         "style": data.style,
         "tz": args.tz,
@@ -62,11 +69,9 @@ def prepare(args: argparse.Namespace) -> tuple[Data, dict[str, SeriesWindow], di
         "pad": args.pad,
         "coverage": args.coverage,
         "levels": levels_of(args.coverage),
-        "scores": torch.zeros(1, args.h, targets, 1),
+        "scores": torch.zeros(1, args.h, len(layout.value_cols), 1),
         "local": 1.0,
-        "anomaly": detector_settings(args, data, rows, layout.value_cols),
     }
-    return data, windows, assets
 
 
 def detector_settings(
