@@ -13,11 +13,12 @@ import argparse
 import hmac
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from common.batcher import Job
 from common.cli import UserError
 from common.http_wire import HttpError, Request
 
@@ -48,6 +49,22 @@ def json_reply(value: object, status: int = 200, headers: tuple = ()) -> Reply:
 def error_reply(error: HttpError) -> Reply:
     """The one shape of every error: {"error": words}."""
     return json_reply({"error": error.message}, error.status, error.headers)
+
+
+def later(server, connection, answer: Awaitable, reply: Callable[[object], Reply]) -> Job:
+    """The job of a connection whose answer is awaited, and then put into words by `reply`."""
+    job = Job()
+
+    async def finish() -> None:
+        try:
+            done = reply(await answer)
+        except HttpError as error:
+            done = error_reply(error)
+        if not job.abandoned:
+            connection.finish(done)
+
+    server.loop.create_task(finish())
+    return job
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/)
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -33,10 +34,21 @@ KINDS = {  # name: (type, help, upper bounds of a histogram)
     "model_ready": ("gauge", "Workers that answer predictions now.", ()),
     "worker_restarts_total": ("counter", "Workers that died and were started again.", ()),
     "alarm_firing": ("gauge", "Workers in which the alarm is firing.", ()),
+    "alarm_state": ("gauge", "Workers in which the alarm is in the state ok, pending, firing or resolved.", ()),
+    "alarm_deliveries_total": ("counter", "Messages about alarms, by sink and result.", ()),
+    "drift_effect": ("gauge", "Difference between the latest window and the reference, of the worst worker.", ()),
+    "drift_threshold": ("gauge", "The difference from which on a feature has drifted.", ()),
+    "drift_p_value": ("gauge", "Chance of such a difference without drift, corrected for all features.", ()),
+    "drift_windows_total": ("counter", "Windows that were compared with the reference.", ()),
+    "accuracy_expected": ("gauge", "Accuracy of the latest window, expected from its confidences.", ()),
+    "accuracy_labelled": ("gauge", "Accuracy of the latest answers whose labels came back.", ()),
+    "feedback_total": ("counter", "Labels that came back, by whether they found their answer.", ()),
     "process_resident_memory_bytes": ("gauge", "Resident memory of all workers.", ()),
     "process_cpu_seconds_total": ("counter", "User and system CPU time of all workers.", ()),
     "process_start_time_seconds": ("gauge", "Unix time at which the oldest worker started.", ()),
 }
+WORST_OF = {"drift_effect": max, "drift_threshold": max, "drift_p_value": min, "accuracy_expected": min}
+WORST_OF |= {"accuracy_labelled": min, "process_start_time_seconds": min}  # of workers; the rest is summed
 MOST_LABELS = 100
 START_TIME = time.time()
 
@@ -98,22 +110,21 @@ def escaped(text: str) -> str:
 
 
 def merged(snapshots: list[dict]) -> dict:
-    """One snapshot that sums several; of the start times it keeps the oldest."""
+    """One snapshot that sums several; of the gauges in WORST_OF it keeps the worst."""
     counts: dict = defaultdict(lambda: defaultdict(float))
     gauges: dict = defaultdict(lambda: defaultdict(float))
     histograms: dict = defaultdict(dict)
     for snapshot in snapshots:
         for kind, sums in (("counts", counts), ("gauges", gauges)):
             for name, series in snapshot[kind].items():
+                worst = WORST_OF.get(name)
                 for labels, value in series.items():
-                    sums[name][labels] += value
+                    known = sums[name].get(labels)
+                    sums[name][labels] = value if known is None else worst(known, value) if worst else known + value
         for name, series in snapshot["histograms"].items():
             for labels, (total, buckets) in series.items():
                 old_total, old = histograms[name].get(labels, (0.0, [0] * len(buckets)))
                 histograms[name][labels] = [old_total + total, [a + b for a, b in zip(old, buckets, strict=True)]]
-    starts = [snapshot["gauges"].get("process_start_time_seconds", {}).get("") for snapshot in snapshots]
-    if known := [start for start in starts if start]:
-        gauges["process_start_time_seconds"] = {"": min(known)}
     return {"counts": counts, "gauges": gauges, "histograms": histograms}
 
 
@@ -145,4 +156,6 @@ def _braced(labels: str) -> str:
 
 
 def _number(value: float) -> str:
+    if value != value or value in (math.inf, -math.inf):
+        return {math.inf: "+Inf", -math.inf: "-Inf"}.get(value, "NaN")
     return str(int(value)) if value == int(value) else repr(float(value))

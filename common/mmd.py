@@ -30,6 +30,7 @@ def mmd(
     y: Tensor | np.ndarray,
     bandwidth: float | None = None,
     permutations: int = 999,
+    enough: int | None = None,
     seed: int = 0,
     linear: bool | None = None,
 ) -> Mmd:
@@ -37,10 +38,11 @@ def mmd(
 
     The unbiased estimate (lemma 6): mean k(x, x') over pairs + mean k(y, y') over pairs - 2 mean k(x, y). p is the
     share of `permutations` whose value is as large, itself counted (the +1, which keeps p above 0 and the test exact).
-    bandwidth: sigma; by default the median distance of all points from each other, of 1,000 at most. linear: the
-    estimate of lemma 14, O(n), whose p is that of a normal distribution; by default for more than QUADRATIC_UP_TO
-    points. Rows that are not finite are left out; with fewer than 2 rows on a side (linear: 4) the value is NaN and
-    p = 1. All points equal: value 0, p 1. Raises ValueError for shapes that do not fit.
+    enough: stop, after any 500 of them, when so many were as large: a p that is not small need not be known well (Besag
+    & Clifford 1991). bandwidth: sigma; by default the median distance of all points from each other, of 1,000 at most.
+    linear: the estimate of lemma 14, O(n), whose p is that of a normal distribution; by default for more than
+    QUADRATIC_UP_TO points. Rows that are not finite are left out; with fewer than 2 rows on a side (linear: 4) the
+    value is NaN and p = 1. All points equal: value 0, p 1. Raises ValueError for shapes that do not fit.
     """
     x, y = _rows(x, "x"), _rows(y, "y")
     if x.shape[1] != y.shape[1]:
@@ -51,7 +53,7 @@ def mmd(
     sigma = median_distance(torch.cat([x, y]), seed) if bandwidth is None else bandwidth
     if sigma <= 0:  # the median of all equal points; another tiny sigma would only see who is equal to whom
         return Mmd(0.0, 1.0, 0.0)
-    return Mmd(*(_linear(x, y, sigma) if linear else _quadratic(x, y, sigma, permutations, seed)), sigma)
+    return Mmd(*(_linear(x, y, sigma) if linear else _quadratic(x, y, sigma, permutations, enough, seed)), sigma)
 
 
 def _rows(values: Tensor | np.ndarray, name: str) -> Tensor:
@@ -74,7 +76,9 @@ def _kernel(a: Tensor, b: Tensor, sigma: float) -> Tensor:
     return (square.clamp_(min=0) / (-2 * sigma * sigma)).exp_()
 
 
-def _quadratic(x: Tensor, y: Tensor, sigma: float, permutations: int, seed: int) -> tuple[float, float]:
+def _quadratic(
+    x: Tensor, y: Tensor, sigma: float, permutations: int, enough: int | None, seed: int
+) -> tuple[float, float]:
     n, m = len(x), len(y)
     points = torch.cat([x, y])
     points = points - points.mean(0)  # the squares above lose fewer digits
@@ -89,12 +93,14 @@ def _quadratic(x: Tensor, y: Tensor, sigma: float, permutations: int, seed: int)
 
     own = (torch.arange(n + m) < n).double()[:, None]
     value = estimate(own).item()
-    generator, beyond = torch.Generator().manual_seed(seed), 0
-    for start in range(0, permutations, 1000):
-        order = torch.rand(n + m, min(1000, permutations - start), generator=generator).argsort(0)
+    generator, done, beyond = torch.Generator().manual_seed(seed), 0, 0
+    while done < permutations and not (enough and beyond >= enough):
+        some = min(500, permutations - done)
+        order = torch.rand(n + m, some, generator=generator).argsort(0)
         # equal to the last digits is equal: the same sum in another order
         beyond += int((estimate((order < n).double()) >= value - 1e-12).sum())
-    return value, (1 + beyond) / (1 + permutations)
+        done += some
+    return value, (1 + beyond) / (1 + done)
 
 
 def _linear(x: Tensor, y: Tensor, sigma: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from common import openapi_v2
+from common import openapi_monitor, openapi_v2
 from common.endpoints import Endpoint, Reply, json_reply
 from common.http_wire import Request
 from common.json_schema import FLAG, TEXT, WHOLE, as_json, fields, list_of, ref, values_like
@@ -87,7 +87,7 @@ def document(server) -> dict:
         },
         "paths": {path: _path(server, path, endpoint) for path, endpoint in server.endpoints.items()},
         "components": {
-            "schemas": _schemas(server) | openapi_v2.schemas(server),
+            "schemas": _schemas(server) | openapi_monitor.schemas() | openapi_v2.schemas(server),
             "parameters": _parameters(server),
             "responses": {f"Error{status}": _error(status) for status in ERRORS},
             **({"securitySchemes": tokens} if tokens else {}),
@@ -97,7 +97,7 @@ def document(server) -> dict:
 
 def _path(server, path: str, endpoint: Endpoint) -> dict:
     shared = [ref("parameters", name) for name in ("RequestId", "TraceParent")]
-    told = _told(server).get(path) or openapi_v2.told(server, path)
+    told = _told(server).get(path) or openapi_monitor.told(path) or openapi_v2.told(server, path)
     return {
         "parameters": shared,
         **{method.lower(): _operation(server, path, endpoint, method, told) for method in endpoint.methods},
@@ -125,7 +125,7 @@ def _operation(server, path: str, endpoint: Endpoint, method: str, told: dict) -
     if endpoint.predicts:
         found["parameters"] = [ref("parameters", "Timeout")]
     if "body" in told:
-        found["requestBody"] = {"required": endpoint.predicts, "content": told["body"]}
+        found["requestBody"] = {"required": endpoint.predicts or "wants_body" in told, "content": told["body"]}
     return found
 
 

@@ -21,20 +21,24 @@ from common.http_wire import Request
 from common.model_slot import model_version
 
 EXAMPLE_CHARS = 4000  # a longer one fills the screen
-LINKS = ("/openapi.json", "/metrics", "/health")
+LINKS = ("/dashboard", "/openapi.json", "/metrics", "/health")
 
 
 def home(server, request: Request, body: bytes) -> Reply:
     """GET /."""
-    text, policy = _template()
+    text, policy = template("page.html")
     about = to_json(_about(server)).replace("<", "\\u003c")  # it must not end the script that holds it
-    headers = (
+    return Reply(200, text.replace("{{about}}", about).encode(), "text/html; charset=utf-8", page_headers(policy))
+
+
+def page_headers(policy: str) -> tuple:
+    """Of a page with such a Content-Security-Policy."""
+    return (
         ("Content-Security-Policy", policy),
         ("X-Content-Type-Options", "nosniff"),
         ("Referrer-Policy", "no-referrer"),
         ("Cache-Control", "no-store"),
     )
-    return Reply(200, text.replace("{{about}}", about).encode(), "text/html; charset=utf-8", headers)
 
 
 def _about(server) -> dict:
@@ -58,10 +62,10 @@ def _about(server) -> dict:
     }
 
 
-@lru_cache(maxsize=1)
-def _template() -> tuple[str, str]:
-    """The page, and the Content-Security-Policy under which exactly its own script and style work."""
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+@lru_cache(maxsize=2)
+def template(name: str) -> tuple[str, str]:
+    """The page in that file, and the Content-Security-Policy under which exactly its own script and style work."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
     hashes = {}
     for tag in ("script", "style"):
         own = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]

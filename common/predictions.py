@@ -24,6 +24,7 @@ from common.batcher import Job, MicroBatcher
 from common.endpoints import RETRY, Reply, json_reply
 from common.http_connection import Connection
 from common.http_wire import HttpError
+from common.metrics import Metrics
 from common.model_slot import model_version
 from common.strict_json import load_json
 
@@ -196,6 +197,18 @@ def stages(job: Prediction, now: float) -> dict[str, float]:
     """Seconds of an answered prediction: waiting, decoding, in the model, and all of it."""
     total, model = now - job.accepted_at, job.ended_at - job.started_at
     return {"queue": total - job.decode_s - model, "decode": job.decode_s, "model": model, "total": total}
+
+
+STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
+
+
+def observe(metrics: Metrics, job: Prediction, seconds: dict[str, float]) -> None:
+    """Put an answered prediction into the metrics; `seconds` as `stages` gives them."""
+    for stage, value in seconds.items():
+        metrics.observe("prediction_seconds", value, STAGE_LABELS[stage])
+    for result in job.results:
+        if isinstance(result, dict) and "label" in result:
+            metrics.count_class(str(result["label"]))
 
 
 def log_entry(job: Prediction, status: int, seconds: dict[str, float]) -> dict:

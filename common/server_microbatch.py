@@ -25,7 +25,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from itertools import count
 
 from common.batcher import MicroBatcher
 from common.cli import UserError
@@ -34,8 +33,9 @@ from common.http_connection import LINGER_S, Connection, close_port
 from common.http_wire import HttpError, Limits, Request
 from common.metrics import Metrics, escaped
 from common.model_slot import ModelSlot
-from common.monitor_core import Alarm, AlarmManager, SlidingWindow
-from common.predictions import DecodePool, Prediction, Route, fault, log_entry, stages
+from common.monitor_core import SlidingWindow
+from common.monitor_pages import answer_worker, make_monitor
+from common.predictions import DecodePool, Prediction, Route, fault, log_entry, observe, stages
 from common.request_ids import RequestIds
 from common.request_log import RequestLog
 from common.server_flags import add_server_flags as add_server_flags
@@ -45,9 +45,8 @@ from common.workers import WorkerLink, worker_settings
 
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
-LATENCY_WINDOW, ALARM_WINDOW = 512, 100  # answers: shown as p95; judged by the alarm, without overlap
+LATENCY_WINDOW = 512  # answers whose p95 is shown
 REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
-STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
 REASONS |= {503: "unavailable"}
 
 
@@ -66,14 +65,12 @@ class Server:
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
         self.slot = ModelSlot(load, args, self.batcher)
-        self.latencies, self.judged = SlidingWindow(LATENCY_WINDOW), SlidingWindow(ALARM_WINDOW)
-        self.watched, self.answers = {}, count(1)  # watched: what the answers of one batch say of all answers
-        self.alarms = AlarmManager()
-        if args.alert_p95_ms:
-            self.alarms.add(Alarm("lat_p95", threshold=args.alert_p95_ms, min_samples=ALARM_WINDOW))
+        self.latencies = SlidingWindow(LATENCY_WINDOW)
+        self.watched: dict = {}  # what the answers of one batch say of all answers
         self.metrics, self.answer_labels = Metrics(), {}
         self.request_log = RequestLog(args.request_log, args.request_log_mb) if args.request_log else None
         self.ids = RequestIds()
+        self.monitor = make_monitor(self)
         self.endpoints = endpoints(self)
 
     # -- life --
@@ -93,6 +90,7 @@ class Server:
         host, port = self.listener.sockets[0].getsockname()[:2]
         self._say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", "listening")
         self.batcher.start()
+        self.monitor.start()
         filled = self.batcher.call(self.slot.fill)
         filled.add_done_callback(lambda future: self._tell_loop(self._filled, future.exception()))
         self._tick()
@@ -122,6 +120,7 @@ class Server:
     def _end_threads(self) -> bool:
         """False if the model or a decoder is still busy (with work nobody waits for)."""
         ended = [self.batcher.stop(0.5), self.decoders.stop(0.1)]
+        self.monitor.close()
         if self.request_log:
             self.request_log.close()
         return all(ended)
@@ -133,6 +132,7 @@ class Server:
             return
         self.endpoints = endpoints(self)
         self.decoders.start()
+        self.monitor.wake()
         self._say(f"ready with model {self.slot.predictor.model_id}", "ready")
 
     def _tick(self) -> None:
@@ -194,7 +194,9 @@ class Server:
         task.add_done_callback(lambda task: task.exception())  # the log has it already
 
     async def _asked_by_supervisor(self, what: str, value: object) -> object:
-        return snapshot(self) if what == "snapshot" else await self.reload(value)
+        if what == "snapshot":
+            return snapshot(self)
+        return await self.reload(value) if what == "reload" else answer_worker(self, what, value)
 
     # -- one prediction, from head to answer --
 
@@ -244,9 +246,11 @@ class Server:
     def _answer(self, job: Prediction, error: HttpError | None) -> None:
         connection, seconds = job.connection, stages(job, time.monotonic())
         if error is None:
-            self._observe(job, seconds)
+            observe(self.metrics, job, seconds)
+            self.latencies.push(seconds["total"] * 1000)
+            self.monitor.answered(job, seconds)
             if not self.watched:
-                self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.alarms.firing()}
+                self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.monitor.alarms.firing()}
             extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched}
             extra |= {"req_id": connection.req_id, "model_id": job.predictor.model_id}
             reply = job.protocol.write(job, extra)
@@ -258,23 +262,6 @@ class Server:
         self.jobs.discard(job)
         connection.finish(reply)
 
-    def _observe(self, job: Prediction, seconds: dict[str, float]) -> None:
-        metrics, lat_ms = self.metrics, seconds["total"] * 1000
-        for stage, value in seconds.items():
-            metrics.observe("prediction_seconds", value, STAGE_LABELS[stage])
-        for result in job.results:
-            if isinstance(result, dict) and "label" in result:
-                metrics.count_class(str(result["label"]))
-        self.latencies.push(lat_ms)
-        if self.args.alert_p95_ms:
-            self._judge(lat_ms)
-
-    def _judge(self, lat_ms: float) -> None:
-        self.judged.push(lat_ms)
-        if next(self.answers) % ALARM_WINDOW == 0:
-            for event in self.alarms.run({"lat_p95": (self.judged.quantile(0.95), ALARM_WINDOW)}):
-                log.warning("alarm %s", event)
-
     def count_answer(self, endpoint: Endpoint | None, status: int) -> None:
         """For metrics: every answer, and why there was no prediction."""
         labels = self.answer_labels.get((endpoint, status))
@@ -282,6 +269,8 @@ class Server:
             name = escaped(endpoint.name) if endpoint else "_other"
             labels = self.answer_labels[endpoint, status] = f'path="{name}",status="{status}"'
         self.metrics.count("http_requests_total", labels)
+        if endpoint and endpoint.predicts:
+            self.monitor.counted(status)
         if status >= 400 and (endpoint is None or endpoint.predicts):
             self.metrics.count("rejections_total", f'reason="{REASONS.get(status, "invalid")}"')
 

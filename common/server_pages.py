@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 
-from common import oip_v2
+from common import monitor_pages, oip_v2
 from common.batcher import Job
-from common.endpoints import GET, POST, RETRY, Endpoint, Reply, error_reply, json_reply
+from common.endpoints import GET, POST, RETRY, Endpoint, Reply, json_reply, later
 from common.http_connection import Connection
 from common.http_wire import HttpError, Request
 from common.metrics import escaped, render
@@ -40,6 +39,7 @@ def endpoints(server) -> dict[str, Endpoint]:
         Endpoint(GET, "/live", page=lambda request, body: json_reply({"status": "live"})),
         Endpoint(GET, "/ready", page=partial(_ready, server)),
         Endpoint(GET, "/metrics", **metrics),
+        *monitor_pages.endpoints(server),
         Endpoint(POST, "/admin/reload", accept=partial(_reload, server), guard="admin"),
         *predicting,
     ]
@@ -66,13 +66,14 @@ def snapshot(server) -> dict:
         "queue_rows": {"": server.batcher.depth},
         "predictions_in_flight": {"": len(server.jobs)},
         "model_ready": {"": int(not server.unavailable())},
-        "alarm_firing": {f'alarm="{escaped(name)}"': 1 for name in server.alarms.firing()},
+        **monitor_pages.gauges(server),
     }
     if model := server.slot.predictor:
         names = {"model_id": model.model_id, "name": server.route.name, "version": model_version(model)}
         gauges["model_info"] = {",".join(f'{key}="{escaped(value)}"' for key, value in names.items()): 1}
     if server.request_log:
         server.metrics.counts["request_log_lines_lost_total"][""] = server.request_log.lost
+    server.metrics.counts.update(monitor_pages.counters(server))
     return server.metrics.snapshot(gauges)
 
 
@@ -81,7 +82,7 @@ def _metrics_reply(snapshots: list[dict]) -> Reply:
 
 
 def _all_metrics(server, connection: Connection, body: bytes) -> Job:
-    return _later(server, connection, server.link.ask("metrics", snapshot(server)), _metrics_reply)
+    return later(server, connection, server.link.ask("metrics", snapshot(server)), _metrics_reply)
 
 
 def _reload(server, connection: Connection, body: bytes) -> Job:
@@ -91,20 +92,4 @@ def _reload(server, connection: Connection, body: bytes) -> Job:
     ):
         raise HttpError(400, 'wanted a JSON object with "ckpt" (a path on the server), "sha256", both or neither')
     done = server.link.ask("reload", wanted) if server.link else server.reload(wanted)
-    return _later(server, connection, done, lambda value: json_reply({"status": "reloaded", **value}))
-
-
-def _later(server, connection: Connection, answer: Awaitable, reply: Callable[[object], Reply]) -> Job:
-    """The job of a connection whose answer is awaited."""
-    job = Job()
-
-    async def finish() -> None:
-        try:
-            done = reply(await answer)
-        except HttpError as error:
-            done = error_reply(error)
-        if not job.abandoned:
-            connection.finish(done)
-
-    server.loop.create_task(finish())
-    return job
+    return later(server, connection, done, lambda value: json_reply({"status": "reloaded", **value}))

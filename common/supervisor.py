@@ -124,6 +124,8 @@ class Supervisor:
             return await self._metrics(worker, value)
         if what == "reload":
             return await self._reload(value)
+        if what == "gather":
+            return await self._gather(**value)
         if what == "ready":
             worker.ready = True
         if what == "listening" or all(other.ready for other in self.workers):
@@ -147,6 +149,15 @@ class Supervisor:
         await asyncio.gather(*(newest(worker) for worker in self.workers), return_exceptions=True)
         restarts = {"counts": {"worker_restarts_total": {"": self.restarts}}, "histograms": {}, "gauges": {}}
         return [self.past, restarts, *(worker.snapshot for worker in self.workers if worker.snapshot)]
+
+    async def _gather(self, what: str, value: object = None) -> list:
+        """The answers of all workers that give one in time. Raises the HttpError of one that refuses."""
+        asked = [asyncio.wait_for(worker.peer.ask(what, value), ANSWER_S) for worker in self.workers if worker.peer]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        refusals = [error for error in found if isinstance(error, HttpError) and error.status != 503]
+        if refusals:
+            raise refusals[0]
+        return [answer for answer in found if not isinstance(answer, BaseException)]
 
     async def _watch(self) -> None:
         """So that little is lost of what a worker counted when it dies."""

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from common.meter import T_MAX, T_MIN, nll, temperature
+from common.reference import make_reference
 from project_nlp_intent.data import OUT, IntentDataset, make_loader
 from project_nlp_intent.inference import Predictor
 from project_nlp_intent.reject import SCORES, choose
+from project_nlp_intent.watch import text_features
 
 COVERAGE = 0.95  # of in-scope validation texts that the stored threshold answers
 
@@ -82,6 +84,10 @@ def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, cov
         "unknown": _sample(encoded.unknown[known]),
         "rejected": 1 - coverage,
     }
+    answers, chosen = predictor.answers(encoded, logits), np.flatnonzero(known)
+    features = {name: [values[i] for i in chosen] for name, values in text_features(encoded, answers).items()}
+    reference |= make_reference(features)
+    reference["accuracy"] = (pred == val_set.labels[torch.from_numpy(known)]).double().mean().item()
     texts = [val_set.texts[i] for i in np.linspace(0, len(val_set) - 1, 4).astype(int)]
     golden = {"texts": texts, "probs": predictor.scaled(texts).softmax(1)}
     return {"assets": predictor.assets, "reference": reference, "golden": golden}

@@ -30,6 +30,7 @@ from project_nlp_intent.model import build_model
 from project_nlp_intent.read import SUFFIXES, records
 from project_nlp_intent.reject import SCORES
 from project_nlp_intent.text import TextError, clean
+from project_nlp_intent.watch import text_features
 
 COLUMNS = ["line", "text", "pred", "label", "prob", "top", "in_scope", "truncated", "status", "model_id"]
 SORTED = 16  # batches sorted by length together, so that short texts do not pay for the padding of long ones
@@ -48,6 +49,7 @@ class Predictor:
         self.classes, self.encoder = assets["classes"], Encoder(assets["encoder"])
         self.top_k, self.example = 5, "where is my order?"
         self.golden: dict | None = None
+        self.reference: dict = {}
         self.version = self.data_version = ""
 
     @classmethod
@@ -61,7 +63,7 @@ class Predictor:
         except RuntimeError as error:
             raise CheckpointError(f"{ckpt}: the weights do not fit the config beside them ({error})") from error
         predictor = cls(model, assets, device, model_id=file_sha256(ckpt)[:12])
-        predictor.golden = held["golden"]
+        predictor.golden, predictor.reference = held["golden"], held["reference"]
         # when it was trained, in a form that may be part of a URL
         predictor.version = re.sub("[-:]", "", held["provenance"]["utc"]).partition("+")[0]
         predictor.data_version = held["provenance"]["data_version"]
@@ -100,6 +102,10 @@ class Predictor:
         top = [{"label": name, "prob": prob} for name, prob in zip(names, probs, strict=True)]
         best = {"pred": classes[0], "label": names[0], "prob": probs[0], "conf": probs[0]}
         return {**best, "in_scope": accepted, "truncated": truncated, "top": top}
+
+    def features(self, rows: list[str], answers: list[dict]) -> dict[str, list]:
+        """Of cleaned texts and their answers, for monitoring; see `watch.text_features`."""
+        return text_features(self.encoder.encode(rows), answers)
 
     def predict(self, texts: list[str]) -> list[dict]:
         """Texts → answers in the same order, 64 at a time. Raises TextError for the first that cannot be read."""

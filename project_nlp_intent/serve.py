@@ -9,6 +9,7 @@ Answers POST /predict {"text"} or {"texts": [...]} with pred, label, conf, in_sc
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ckpt", default="runs/nlp/best.pt", help="checkpoint to serve")
     parser.add_argument("--top_k", type=number(int, 1), default=5, help="classes named in an answer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add_server_flags(parser, port=8081, decode_threads=0)
+    add_server_flags(parser, port=8081, decode_threads=0, policy=Path(__file__).with_name("monitoring.json"))
     args = parser.parse_args(argv)
 
     def load() -> Predictor:

@@ -6,13 +6,16 @@ ckpt |= calibrated(predictor, held, one_series=True)        # assets with the sc
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.reference import MOST_VALUES, make_reference
 from project_ts_forecast.conformal import choose_local, kept_scores, pair_scores, radii, widen
-from project_ts_forecast.data import SeriesWindow, make_loader
+from project_ts_forecast.data import SeriesWindow, make_loader, scale_of
 from project_ts_forecast.inference import Predictor
+from project_ts_forecast.watch import past_features
 
 GAINS = torch.linspace(0, 1, 11).tolist()
 LEAST_GAIN = 0.002  # share of the squared error that a correction has to save, or it is left out
@@ -86,6 +89,12 @@ def calibrated(predictor: Predictor, held: dict[str, Tensor], windows: SeriesWin
         "values": held["y"][some][:, 0].flatten().nan_to_num(0.0).tolist(),
         "spread": held["spread"][some].flatten().tolist(),
     }
+    every = torch.linspace(0, len(windows) - 1, min(len(windows), MOST_VALUES)).long().numpy()
+    filled = [int(np.isnan(windows.y[start : start + windows.win]).any(1).sum()) for start in windows.starts[every]]
+    reference |= make_reference(past_features(predictor, windows[every][0], filled))
+    if one:  # in the units of the data, as /feedback measures it
+        _, std = scale_of(predictor.assets["normaliser"], next(iter(predictor.assets["normaliser"]["series"])))
+        reference["error"] = ((held["y"] - middle).abs() * torch.from_numpy(std[: predictor.outputs])).nanmean().item()
     x = windows[torch.linspace(0, len(windows) - 1, 4).long().tolist()][0]
     golden = {"x": x, "quantiles": predictor.quantiles(x)}
     return {"assets": predictor.assets, "reference": reference, "golden": golden}

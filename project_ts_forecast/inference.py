@@ -25,6 +25,7 @@ from project_ts_forecast.faults import clock
 from project_ts_forecast.model import build_model
 from project_ts_forecast.repair import Piece, fill
 from project_ts_forecast.stamps import Step, calendar, write_times
+from project_ts_forecast.watch import past_features
 
 
 class Row(NamedTuple):
@@ -57,6 +58,7 @@ class Predictor:
         self.coverages = [1 - 2 * level for level in self.levels[: len(self.levels) // 2]]
         self.radius = radii(assets["scores"].cpu(), self.coverages).float()
         self.golden: dict | None = None
+        self.reference: dict = {}
         self.version = self.data_version = ""
 
     @classmethod
@@ -70,7 +72,7 @@ class Predictor:
         except RuntimeError as error:
             raise CheckpointError(f"{ckpt}: the weights do not fit the config beside them ({error})") from error
         predictor = cls(model, assets, device, model_id=file_sha256(ckpt)[:12])
-        predictor.golden = held["golden"]
+        predictor.golden, predictor.reference = held["golden"], held["reference"]
         # when it was trained, in a form that may be part of a URL
         predictor.version = re.sub("[-:]", "", held["provenance"]["utc"]).partition("+")[0]
         predictor.data_version = held["provenance"]["data_version"]
@@ -202,6 +204,10 @@ class Predictor:
         answer = {"pred": found[names[len(names) // 2]], "lower": found[names[0]], "upper": found[names[-1]]}
         answer |= {"quantiles": found, "coverage": self.assets["coverage"], "anomaly": None, "filled": row.filled}
         return answer | ({"times": row.times} if row.times else {}) | (row.found or {})
+
+    def features(self, rows: list[Row], answers: list[dict]) -> dict[str, list]:
+        """Of rows, for monitoring; see `watch.past_features`."""
+        return past_features(self, torch.from_numpy(np.stack([row.x for row in rows])), [row.filled for row in rows])
 
     def predict(self, items: list) -> list[dict]:
         """Pasts → answers in the same order, 256 at a time. Raises ValuesError for the first that cannot be used."""

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add("--sessions", type=number(int, 0), default=1000, help="most series that /observe remembers; 0: no /observe")
     add("--sessions_file", help="where they are kept over a restart (default: sessions.json beside --ckpt)")
-    add_server_flags(parser, port=8082, decode_threads=0)
+    add_server_flags(parser, port=8082, decode_threads=0, policy=Path(__file__).with_name("monitoring.json"))
     args = parser.parse_args(argv)
     if args.sessions and args.workers > 1:
         raise UserError("--workers: a series must meet the process that knows it; pass --sessions 0, or one worker")

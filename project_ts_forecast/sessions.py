@@ -69,12 +69,19 @@ class Streams:
         self.predictor, self.sessions, self.model_id = predictor, sessions, predictor.model_id
         self.version, self.data_version = predictor.version, predictor.data_version
         self.example, self.check_golden = predictor.example, predictor.check_golden
+        self.reference = predictor.reference
 
     def decode(self, item: object) -> object:
         """A past (`Predictor.decode`), or a single row → Seen. Raises ValuesError."""
         if isinstance(item, dict) and "value" in item:
             return self.sessions.observe(self.predictor, item)
         return self.predictor.decode(item)
+
+    def features(self, rows: list, answers: list[dict]) -> dict[str, list]:
+        """For monitoring, of the rows that have a window."""
+        windows = [row.row if isinstance(row, Seen) else row for row in rows]
+        windows = [window for window in windows if window is not None]
+        return self.predictor.features(windows, answers) if windows else {}
 
     def predict_rows(self, rows: list) -> list[dict]:
         """Rows and Seen, in one forward pass → an answer each; without a forecast while a window is too short."""

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from common.amp_ckpt import load_ckpt, save_ckpt
 from common.meter import nll, temperature
+from common.reference import MOST_POINTS, MOST_VALUES, make_reference
 from project_vision_cls.data import ImageFolder, make_loader
 from project_vision_cls.inference import Predictor
+from project_vision_cls.watch import photo_features
 
 
 def validate(predictor: Predictor, photos: ImageFolder, bs: int) -> tuple[dict, Tensor]:
@@ -34,14 +36,23 @@ def calibrated(predictor: Predictor, val_set: ImageFolder, logits: Tensor) -> di
     known = val_set.labels >= 0
     predictor.assets = {**predictor.assets, "temperature": temperature(logits[known], val_set.labels[known])}
     probs = (logits.double() / predictor.assets["temperature"]).softmax(dim=1)
-    confidence, pred = probs.max(dim=1)
-    reference = {
-        "pred_counts": torch.bincount(pred, minlength=probs.shape[1]).tolist(),
-        "confidence": confidence[:: max(1, len(confidence) // 1000)].tolist(),
-    }
+    right = (probs.argmax(dim=1) == val_set.labels).double().mean().item()
+    reference = {**reference_of(predictor, val_set, probs), "accuracy": right}
     pixels = val_set[np.linspace(0, len(val_set) - 1, 4).astype(int).tolist()][0]
     golden = {"pixels": pixels, "probs": predictor.probabilities(pixels)}
     return {"assets": predictor.assets, "reference": reference, "golden": golden}
+
+
+def reference_of(predictor: Predictor, photos: ImageFolder, probs: Tensor) -> dict:
+    """What monitoring compares traffic with: `photos` (2,000 at most, evenly spaced) and their probabilities (n, C)."""
+    chosen = np.unique(np.linspace(0, len(photos) - 1, MOST_VALUES).astype(int))
+    prob, pred = probs[chosen].max(dim=1)
+    answers = [{"label": predictor.classes[c], "prob": p} for c, p in zip(pred.tolist(), prob.tolist(), strict=True)]
+    records = [photos.records[row] for row in photos.rows[chosen]]
+    sizes = [(record["width"], record["height"]) for record in records]
+    pixels = np.take(photos.images, photos.rows[chosen], axis=0)
+    embedded = pixels[np.unique(np.linspace(0, len(pixels) - 1, MOST_POINTS).astype(int))]
+    return make_reference(photo_features(pixels, sizes, answers), predictor.embed(list(embedded)))
 
 
 def mirror_best(path: Path, val_set: ImageFolder, bs: int, device: torch.device) -> None:

@@ -46,6 +46,7 @@ class Predictor:
         self.assets, self.device, self.model_id = assets, torch.device(device), model_id
         self.classes, self.img_size = assets["classes"], assets["img_size"]
         self.golden: dict | None = None
+        self.reference: dict = {}
         self.version = self.data_version = ""
 
     @classmethod
@@ -58,7 +59,7 @@ class Predictor:
         except RuntimeError as error:
             raise CheckpointError(f"{ckpt}: the weights do not fit the config beside them ({error})") from error
         predictor = cls(model, held["assets"], device, model_id=file_sha256(ckpt)[:12])
-        predictor.golden = held["golden"]
+        predictor.golden, predictor.reference = held["golden"], held["reference"]
         # when it was trained, in a form that may be part of a URL
         predictor.version = re.sub("[-:]", "", held["provenance"]["utc"]).partition("+")[0]
         predictor.data_version = held["provenance"]["data_version"]
@@ -82,6 +83,14 @@ class Predictor:
             return self.model(x).float().cpu()
         looks = torch.stack([self.model(x), self.model(x.flip(3))]).float().log_softmax(2)
         return (looks.logsumexp(0) - math.log(2)).cpu()  # log of the mean probability
+
+    @torch.inference_mode()
+    def embed(self, rows: list[np.ndarray]) -> Tensor:
+        """Decoded photos → (B, channels) float32 on the CPU: what the model makes of them before it decides."""
+        normaliser, parts = self.assets["normaliser"], [rows[start : start + 64] for start in range(0, len(rows), 64)]
+        inputs = (torch.from_numpy(np.stack(part)).to(self.device) for part in parts)
+        found = [self.model.embed(to_input(x, normaliser["mean"], normaliser["std"])) for x in inputs]
+        return torch.cat(found).float().cpu()
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 → (B, C) calibrated probabilities, in float64 so that equal inputs give equal digits."""

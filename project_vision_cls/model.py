@@ -43,9 +43,13 @@ class SmallCNN(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(channels[-1], num_classes)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) → what the head decides by, (B, channels)."""
+        return self.body(x).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) → logits (B, num_classes)."""
-        return self.head(self.body(x).mean((2, 3)))
+        return self.head(self.embed(x))
 
 
 class SmallResNet(nn.Module):
@@ -67,9 +71,13 @@ class SmallResNet(nn.Module):
         )
         self.head = nn.Linear(8 * w, num_classes)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) → what the head decides by, (B, channels)."""
+        return self.body(x).amax((2, 3))  # adaptive pooling does not repeat on CUDA
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) → logits (B, num_classes)."""
-        return self.head(self.body(x).amax((2, 3)))  # adaptive pooling does not repeat on CUDA
+        return self.head(self.embed(x))
 
 
 def build_model(config: dict, num_classes: int) -> nn.Module:

@@ -9,36 +9,17 @@ goes to --request_log where it is given.
 
 from __future__ import annotations
 
-import base64
-import io
 import sys
+from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from common.cli import command_parser, run
 from common.server_microbatch import Route, add_server_flags, run_server
-from project_vision_cls.decode import file_bytes
 from project_vision_cls.inference import Predictor
+from project_vision_cls.photos import Photos
 
 PHOTO = {"type": "string", "description": "base64 of a JPEG, PNG, WebP or BMP file", "contentEncoding": "base64"}
-
-
-class Photos:
-    """What the server asks of a model: the Predictor, with photos as base64 text."""
-
-    def __init__(self, predictor: Predictor):
-        self.predictor, self.model_id = predictor, predictor.model_id
-        self.version, self.data_version = predictor.version, predictor.data_version
-        self.predict_rows, self.check_golden = predictor.predict_rows, predictor.check_golden
-        buffer = io.BytesIO()
-        Image.fromarray(predictor.example).save(buffer, "PNG")
-        self.example = base64.b64encode(buffer.getvalue()).decode()
-
-    def decode(self, item: object) -> np.ndarray:
-        """A photo's file, as bytes or base64 → (S, S, 3) uint8; PhotoError in words."""
-        return self.predictor.decode(file_bytes(item))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--ckpt", default="runs/vision/best.pt", help="checkpoint to serve")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add_server_flags(parser, port=8080)
+    add_server_flags(parser, port=8080, policy=Path(__file__).with_name("monitoring.json"))
     args = parser.parse_args(argv)
     route = Route("/predict", key="image_base64", list_key="images_base64", name="vision", form="photo", schema=PHOTO)
     sys.exit(run_server(lambda: Photos(Predictor.load(args.ckpt, args.device)), route, args))

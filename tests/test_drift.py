@@ -218,6 +218,13 @@ def test_mmd_sees_what_no_column_shows():
     assert mmd(x, np.c_[b, b + 0.1 * a]).p > 0.01
 
 
+def test_a_large_p_is_found_with_few_permutations():
+    x, y = RNG.normal(size=(2, 60, 2))
+    whole, short = (mmd(x, y, permutations=20_000, enough=enough) for enough in (None, 20))
+    assert short.p == pytest.approx(whole.p, abs=0.1)
+    assert mmd(x, y + 3, permutations=2000, enough=20).p == pytest.approx(1 / 2001)
+
+
 def test_linear_mmd_is_the_mean_over_pairs_and_its_p_is_level():
     x, y = RNG.normal(size=(8, 2)), RNG.normal(size=(9, 2))
     k = lambda a, b: math.exp(-((a - b) @ (a - b)) / 2)  # noqa: E731

@@ -306,7 +306,9 @@ def test_the_page_fits_a_phone_and_the_dark(page, vision):
 def test_the_links_and_the_curl_line_work(page, texts):
     page.open(f"{texts}/")
     links = page.run("[...document.querySelectorAll('#links a')].map(a => a.href)")
-    assert links == [f"{texts}{path}" for path in ("/openapi.json", "/metrics", "/health", "/v2/models/shouting")]
+    assert links == [
+        f"{texts}{path}" for path in ("/dashboard", "/openapi.json", "/metrics", "/health", "/v2/models/shouting")
+    ]
     assert all(map(fetched, links))
     curl = seen(page, "#curl")[0]
     assert curl.startswith(f'curl -s {texts}/predict -H "Authorization: Bearer $TOKEN" -d ')

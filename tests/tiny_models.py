@@ -1,7 +1,7 @@
 """python -m tests.tiny_models --form text --port 8080
 
-Servers of models that fit on a page: for the form "text" one that finds shouting, for "series" one that predicts the
-mean of what it gets. Reads and writes nothing.
+Servers of models that fit on a page: for the form "text" one that finds shouting (for "watched" the same, with all that
+monitoring wants), for "series" one that predicts the mean of what it gets. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import command_parser, run
+from common.reference import make_reference
 from common.server_microbatch import Route, add_server_flags, run_server
 
 NUMBERS = {
@@ -46,10 +47,34 @@ class Texts(Tiny):
         return item
 
     def predict_rows(self, rows: list[str]) -> list[dict]:
+        time.sleep(max((float(row[6:]) for row in rows if row.startswith("sleep ")), default=0.0))
         return [self._answer(sum(letter.isupper() for letter in row) / max(1, len(row))) for row in rows]
 
     def _answer(self, loud: float) -> dict:
         return {"pred": int(loud > 0.5), "label": "shouting" if loud > 0.5 else "calm", "conf": max(loud, 1 - loud)}
+
+
+class Watched(Texts):
+    """Also says what a text is like, and what texts were like when it "was trained"."""
+
+    def __init__(self):
+        texts = watched_texts(1000)
+        answers = self.predict_rows(texts)
+        self.reference = {**make_reference(self.features(texts, answers), self.embed(texts)), "accuracy": 1.0}
+
+    def features(self, rows: list[str], answers: list[dict]) -> dict[str, list]:
+        own = {key: [answer[key] for answer in answers] for key in ("label", "conf")}
+        return {**own, "length": [float(len(row)) for row in rows]}
+
+    def embed(self, rows: list[str]) -> np.ndarray:
+        return np.array([[row.count(letter) for letter in "abcd"] for row in rows], np.float32)
+
+
+def watched_texts(count: int, seed: int = 0, length: float = 40, shouting: float = 0.3) -> list[str]:
+    """Random letters a to d, of a mean length with a standard deviation of 10, some in capitals."""
+    rng = np.random.default_rng(seed)
+    letters = ["".join(rng.choice(list("abcd"), max(1, round(n)))) for n in rng.normal(length, 10, count)]
+    return [text.upper() if loud < shouting else text for text, loud in zip(letters, rng.random(count), strict=True)]
 
 
 class Series(Tiny):
@@ -73,6 +98,7 @@ class Series(Tiny):
 
 MODELS = {
     "text": (Texts, Route("/predict", "text", "texts", name="shouting")),
+    "watched": (Watched, Route("/predict", "text", "texts", name="watched")),
     "series": (Series, Route("/forecast", "values", "series", name="mean", form="series", schema=NUMBERS)),
 }
 

@@ -1,0 +1,104 @@
+"""What turned out to be true, joined to what was answered: `POST /feedback {"req_id": "…", "label": "mug"}`.
+
+    feedback = Feedback(most=10_000)
+    feedback.remember("abc-1", [{"pred": 4, "label": "mug", "prob": 0.9}])      # of each answer
+    result = feedback.join({"req_id": "abc-1", "label": "mug"})                 # "joined"
+    feedback.count({result: 1})
+    feedback.state()                                                            # accuracy, error, coverage
+
+Remembers the latest answers only, so memory is bounded: what comes after that is "late" (an id of this server) or
+"unknown".
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from common.window import SlidingWindow
+
+WINDOW = 500  # joined answers
+RESULTS = ("joined", "duplicate", "late", "unknown")
+
+
+class Feedback:
+    """The latest `most` answers by request, and how right those were whose truth is known. Thread-safe.
+
+    prefix: what the ids begin with that this server gives out itself.
+    """
+
+    def __init__(self, most: int = 10_000, prefix: str = ""):
+        self._most, self._prefix = most, prefix
+        self._answers: OrderedDict[str, list] = OrderedDict()
+        self._lock = threading.Lock()
+        self.counts = dict.fromkeys(RESULTS, 0)
+        self.windows = {name: SlidingWindow(WINDOW) for name in ("accuracy", "error", "coverage")}
+
+    def remember(self, req_id: str, results: list) -> None:
+        """Keep what is needed of a request's answers. An id that comes again replaces the earlier one."""
+        kept = [None if isinstance(result, Exception) else _kept(result) for result in results]
+        with self._lock:
+            self._answers[req_id] = kept
+            if len(self._answers) > self._most:
+                self._answers.popitem(last=False)
+
+    def join(self, truth: dict) -> str:
+        """Score one answer by {"req_id", "label" or "value", "item" (its place in the list, default 0)}.
+
+        One of RESULTS. Raises ValueError where the truth does not fit the answer.
+        """
+        req_id, item = truth["req_id"], truth.get("item", 0)
+        with self._lock:
+            answers = self._answers.get(req_id)
+            if answers is None:
+                return "late" if self._prefix and req_id.startswith(self._prefix) else "unknown"
+            if item >= len(answers):
+                raise ValueError(f"item is {item}, and the request had {len(answers)}")
+            if answers[item] is None:  # it had an error, or its truth is known already
+                return "duplicate"
+            scores = _scores(answers[item], truth)
+            answers[item] = None
+        for name, value in scores.items():
+            self.windows[name].push(value)
+        return "joined"
+
+    def count(self, results: dict[str, int]) -> None:
+        """Add to `counts`: not done by `join`, for of several workers all are asked, and one knows."""
+        with self._lock:
+            for result, n in results.items():
+                self.counts[result] += n
+
+    def state(self) -> dict:
+        """Counts, and the means over the latest joined answers: {"accuracy": {"value", "n"}, ...}."""
+        means = {
+            name: {"value": window.mean(), "n": len(window)} for name, window in self.windows.items() if len(window)
+        }
+        return {**self.counts, "remembered": len(self._answers), **means}
+
+
+def _kept(result: dict) -> tuple:
+    return result.get("pred"), result.get("label"), result.get("lower"), result.get("upper")
+
+
+def _scores(answer: tuple, truth: dict) -> dict[str, float]:
+    """{"accuracy": 0 or 1} for a label, {"error": mean |prediction - value|, "coverage": share} for numbers."""
+    pred, label, lower, upper = answer
+    if "label" in truth:
+        wanted = truth["label"]
+        known = pred if isinstance(wanted, int) and not isinstance(wanted, bool) else label
+        if known is None or not isinstance(wanted, (str, int)):
+            raise ValueError("label: these answers have none; wanted value")
+        return {"accuracy": float(known == wanted)}
+    value = np.atleast_1d(np.asarray(truth["value"], np.float64))
+    if label is not None or pred is None:
+        raise ValueError("value: these answers are classes; wanted label")
+    guess = np.atleast_1d(np.asarray(pred, np.float64))
+    if guess.shape != value.shape:
+        raise ValueError(f"value: found {value.size} numbers, wanted the {guess.size} of the forecast")
+    scores = {"error": float(np.abs(guess - value).mean())}
+    if lower is not None and upper is not None:
+        scores["coverage"] = float(((np.asarray(lower) <= value) & (value <= np.asarray(upper))).mean())
+    return {name: score for name, score in scores.items() if math.isfinite(score)}
