@@ -19,10 +19,12 @@ from torch import Tensor
 
 from project_nlp_intent.bpe import Bpe
 from project_nlp_intent.ngrams import Ngrams
-from project_nlp_intent.text import words
+from project_nlp_intent.text import script, words
 
 PAD, UNKNOWN = 0, 1
-TOKENIZERS = ("word", "bpe", "char")
+TOKENIZERS = ("auto", "word", "bpe", "char")
+LETTERWISE = ("hangul", "cjk", "hiragana", "katakana", "thai")  # endings make ever new words, or no blanks part them
+CHARS = 4  # letters that count as a token of max_len
 BLIND = 0.2  # the share that a mistyped or inflected word of the train set still has, and mere noise has not
 WORD_LETTERS = 16  # a text is cut at max_len times so many letters, whatever its words: one may be a megabyte long
 
@@ -84,11 +86,20 @@ def _places(starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return starts[rows][owner] + within, owner, counts
 
 
+def suits(texts: Sequence[str]) -> str:
+    """The tokenizer for texts: "char" where most are in a script of LETTERWISE, else "word"."""
+    return "char" if sum(script(text) in LETTERWISE for text in texts) > len(texts) / 2 else "word"
+
+
 class Encoder:
-    """tokenizer ("word", "bpe" or "char"), its vocabulary, the words of the train set and its n-grams."""
+    """tokenizer ("word", "bpe" or "char"), its vocabulary, the words of the train set and its n-grams.
+
+    max_len: words of a text that are looked at, and tokens (of the tokenizer "char" CHARS times as many).
+    """
 
     def __init__(self, assets: dict):
         self.tokenizer, self.max_len = assets["tokenizer"], assets["max_len"]
+        self.max_tokens = self.max_len * (CHARS if self.tokenizer == "char" else 1)
         self.known = frozenset(assets["words"])
         self.vocab = {token: i for i, token in enumerate(assets["vocab"])}
         self.bpe = Bpe(assets["merges"]) if self.tokenizer == "bpe" else None
@@ -105,14 +116,18 @@ class Encoder:
     def fit(
         cls,
         texts: Sequence[str],
-        tokenizer: str = "word",
+        tokenizer: str = "auto",
         max_len: int = 32,
         max_vocab: int = 30_000,
         letters: tuple[int, int] = (2, 5),
         word_runs: int = 2,
         max_ngrams: int = 200_000,
     ) -> Encoder:
-        """Learn the vocabulary and the n-grams from cleaned texts. Raises ValueError for another tokenizer."""
+        """Learn the vocabulary and the n-grams from cleaned texts. Raises ValueError for another tokenizer.
+
+        tokenizer "auto": the one that `suits` the texts.
+        """
+        tokenizer = suits(texts) if tokenizer == "auto" else tokenizer
         vocab, merges = build_vocab(texts, max_vocab), []
         known = sorted(build_vocab(texts, max_vocab, min_count=1).keys() - {"<pad>", "<unk>"})
         if tokenizer == "bpe":
@@ -137,8 +152,9 @@ class Encoder:
         limit = self.max_len * WORD_LETTERS
         split = [words(text[:limit]) for text in texts]
         tokens = [self._tokens(text[:limit], found) for text, found in zip(texts, split, strict=True)]
-        long = [len(text) > limit or len(ids) > self.max_len for text, ids in zip(texts, tokens, strict=True)]
-        tokens, split = ([part[: self.max_len] for part in parts] for parts in (tokens, split))
+        sizes = zip(texts, split, tokens, strict=True)
+        long = [len(t) > limit or len(w) > self.max_len or len(ids) > self.max_tokens for t, w, ids in sizes]
+        tokens, split = [ids[: self.max_tokens] for ids in tokens], [found[: self.max_len] for found in split]
         seen = [sum(word in self.known for word in found) for found in split]
         grams, weights, gram_counts, gram_totals = self.ngrams.encode([" ".join(found) for found in split])
         return Encoded(

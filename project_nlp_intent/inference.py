@@ -57,7 +57,7 @@ class Predictor:
         """Rebuild from a checkpoint; raises CheckpointError where that cannot be done."""
         held = load_ckpt(ckpt, project="nlp", device=device)
         assets, encoder = held["assets"], Encoder(held["assets"]["encoder"])
-        model = build_model(held["config"], len(assets["classes"]), encoder.vocab_size, len(encoder.ngrams))
+        model = build_model(held["config"], len(assets["classes"]), encoder)
         try:
             model.load_state_dict(held["model"])
         except RuntimeError as error:

@@ -1,6 +1,6 @@
 """Nets for short texts; what they take is a batch of `Encoded.batch`.
 
-    model = build_model({"arch": "ngram+textcnn", ...}, classes=150, vocab_size=30_000, ngrams=100_000)
+    model = build_model({"arch": "ngram+textcnn", ...}, 150, encoder)
     logits = model(inputs)                               # (B, C): the mean of what the nets say
     model.branches(inputs)                               # {net: (B, C)}; in training each has a loss of its own
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from project_nlp_intent.encode import PAD, UNKNOWN
+from project_nlp_intent.encode import PAD, UNKNOWN, Encoder
 
 
 class TextCNN(nn.Module):
@@ -175,16 +175,19 @@ ARCHS = {  # the nets of each --arch
 }
 
 
-def build_model(config: dict, num_classes: int, vocab_size: int, ngrams: int) -> IntentNet:
-    """Untrained net of `config` (arch, dim, channels, hidden, max_len, dropout, ...); ValueError for another arch."""
+def build_model(config: dict, num_classes: int, encoder: Encoder) -> IntentNet:
+    """Untrained net of `config` (arch, dim, channels, hidden, dropout, ...) for what `encoder` gives.
+
+    Raises ValueError for another arch.
+    """
     if config["arch"] not in ARCHS:
         raise ValueError(f"arch is {config['arch']!r}, wanted one of {', '.join(ARCHS)}")
-    dim, drop = config["dim"], config["dropout"]
+    dim, drop, vocab_size, ngrams = config["dim"], config["dropout"], encoder.vocab_size, len(encoder.ngrams)
     make = {
         "ngram_linear": lambda: NgramLinear(ngrams, num_classes),
         "ngram_mlp": lambda: NgramMLP(ngrams, num_classes, config["hidden"], drop),
         "textcnn": lambda: TextCNN(vocab_size, num_classes, dim, config["channels"], dropout=drop),
-        "transformer": lambda: TransformerEncoder(vocab_size, num_classes, dim, max_len=config["max_len"]),
+        "transformer": lambda: TransformerEncoder(vocab_size, num_classes, dim, max_len=encoder.max_tokens),
     }
     nets = {name: make[name]() for name in ARCHS[config["arch"]]}
     return IntentNet(nets, config["gram_drop"], config["token_drop"])

@@ -9,7 +9,6 @@ Training, evaluation and serving clean alike, so "x", " x " and "x\\n" are one t
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from functools import lru_cache
 
@@ -22,6 +21,9 @@ _EMOJI = (
     "|[\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff][\ufe0f\u20e3\U0001f3fb-\U0001f3ff]*"
     "(?:\u200d[\u2190-\u2bff\U0001f000-\U0001faff][\ufe0f\u20e3\U0001f3fb-\U0001f3ff]*)*"
 )
+
+
+SCRIPTS = ("hangul", "latin", "cyrillic", "greek", "arabic", "cjk", "hiragana", "katakana", "thai")
 
 
 class TextError(ValueError):
@@ -55,7 +57,7 @@ def _pattern() -> re.Pattern:
 
 
 def script(text: str) -> str:
-    """The script most letters are of: "hangul", "latin", "mixed" (each under 70 %), "other", or "none"."""
+    """The script most letters are of, such as "hangul" or "latin"; "mixed" (each under 70 %), "other", or "none"."""
     counts: dict[str, int] = {}
     for letter in text:
         if letter.isalpha():
@@ -70,4 +72,4 @@ def script(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _script_of(letter: str) -> str:
     name = unicodedata.name(letter, "other").split(" ", 1)[0].lower()
-    return sys.intern(name) if name in ("hangul", "latin", "cyrillic", "greek", "arabic", "cjk") else "other"
+    return name if name in SCRIPTS else "other"

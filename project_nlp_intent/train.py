@@ -36,7 +36,7 @@ PRESETS = {
     "quick": {},  # the flags' own defaults
     "accurate": {"epochs": 0, "patience": 0},
 }
-TEXTS_SEEN = 220_000  # by `--epochs 0`, within 5 to 30 epochs
+TEXTS_SEEN = 180_000  # by `--epochs 0`, within 5 to 30 epochs
 toggle = argparse.BooleanOptionalAction
 whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 NOT_CONFIG = {"resume", "device", "run_dir", "preset"}  # may differ when a run goes on
@@ -84,13 +84,18 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     data("--class_weights", action=toggle, default=False, help="weigh the loss by 1 / class frequency")
     look = parser.add_argument_group("tokens and n-grams").add_argument
-    look("--tokenizer", choices=TOKENIZERS, default="word", help="what textcnn and transformer read")
+    look(
+        "--tokenizer",
+        choices=TOKENIZERS,
+        default="auto",
+        help="what textcnn and transformer read; auto: word; char for Korean and the like",
+    )
     look("--max_len", type=whole, default=32, help="tokens, and words, of a text that are looked at")
     look("--max_vocab", type=number(int, 258), default=30000, help="most tokens")
     look("--letters", type=number(int, 2, 9), default=5, help="longest n-gram of letters")
     look("--word_runs", type=number(int, 0, 5), default=2, help="longest n-gram of words")
     look("--max_ngrams", type=whole, default=50000, help="most n-grams; the frequent ones are kept")
-    look("--gram_drop", type=number(float, 0, 0.95), default=0.5, help="share of n-grams left out in a training step")
+    look("--gram_drop", type=number(float, 0, 0.95), default=0.4, help="share of n-grams left out in a training step")
     look(
         "--token_drop", type=number(float, 0, 0.95), default=0.2, help="share of tokens made unknown in a training step"
     )
@@ -134,7 +139,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: IntentDataset, val
     epochs, bs = config["epochs"], config["bs"]
 
     seed_all(args.seed, args.deterministic)
-    model = build_model(config, len(train_set.classes), encoder.vocab_size, len(encoder.ngrams)).to(device)
+    model = build_model(config, len(train_set.classes), encoder).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
     )

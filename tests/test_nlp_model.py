@@ -11,7 +11,7 @@ from project_nlp_intent.model import ARCHS, TextCNN, TransformerEncoder, build_m
 from project_nlp_intent.reject import SCORES, auroc, choose, recall_at, threshold
 
 TEXTS = ["where is my order", "my order", "hi", "환불 해 주세요 where is it", "order order order order order"]
-SIZES = {"dim": 8, "channels": 8, "hidden": 8, "dropout": 0.5, "max_len": 8, "gram_drop": 0.3, "token_drop": 0.2}
+SIZES = {"dim": 8, "channels": 8, "hidden": 8, "dropout": 0.5, "gram_drop": 0.3, "token_drop": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def encoder() -> Encoder:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_text_is_answered_alike_alone_and_in_any_batch(arch, encoder):
     torch.manual_seed(0)
-    model = build_model({**SIZES, "arch": arch}, 3, encoder.vocab_size, len(encoder.ngrams))
+    model = build_model({**SIZES, "arch": arch}, 3, encoder)
     for name, parameter in model.named_parameters():  # n-gram weights start at zero, which would be no test
         torch.nn.init.normal_(parameter)
         if "embedding" in name:
@@ -49,7 +49,7 @@ def test_padding_and_short_texts(net):
 
 
 def test_dropping_is_for_training_alone(encoder):
-    model = build_model({**SIZES, "arch": "ngram+textcnn"}, 3, encoder.vocab_size, len(encoder.ngrams))
+    model = build_model({**SIZES, "arch": "ngram+textcnn"}, 3, encoder)
     batch = encoder.encode(TEXTS).batch(range(5))
     with torch.no_grad():
         model.nets["ngram_linear"].bag.weight.normal_()
@@ -60,7 +60,7 @@ def test_dropping_is_for_training_alone(encoder):
 
 def test_build_model_refuses_another_arch():
     with pytest.raises(ValueError, match=r"arch is 'bert', wanted one of ngram\+textcnn"):
-        build_model({"arch": "bert"}, 2, 10, 10)
+        build_model({"arch": "bert"}, 2, None)
 
 
 def test_scores_rank_a_sure_text_above_an_unsure_one():

@@ -191,7 +191,7 @@ def test_encoder_comes_back_from_its_assets(tokenizer):
         assert np.array_equal(values, getattr(other, name)), name
     assert one.truncated[-2:].tolist() == [True, True]
     batch = one.batch([0, len(texts) - 1, 3])
-    assert batch["tokens"].shape[1] <= 8
+    assert batch["tokens"].shape[1] <= encoder.max_tokens
     assert batch["tokens"].max() < encoder.vocab_size
     assert batch["offsets"].tolist()[0] == 0
     alone = one.batch([3])
@@ -204,3 +204,11 @@ def test_a_text_of_which_nothing_is_known_is_blind():
     encoded = encoder.encode(["where", "ŷẑ ŷŷẑ", "wheree is", "mony", "xqwrz"])
     assert encoded.blind.tolist() == [False, True, False, False, True]
     assert encoded.unknown.tolist() == [0.0, 1.0, 0.5, 1.0, 1.0]
+
+
+def test_auto_takes_letters_for_korean():
+    assert Encoder.fit(SENTENCES, "auto", max_vocab=600).tokenizer == "word"
+    rare = [f"말{i}했어요 {i}번째로" for i in range(100)]
+    encoder = Encoder.fit(rare, "auto", max_len=4, max_vocab=600)
+    assert encoder.tokenizer == encoder.assets()["tokenizer"] == "char"
+    assert encoder.encode(["가나다 라마바 사아자", "가" * 16, "가" * 17]).truncated.tolist() == [False, False, True]
