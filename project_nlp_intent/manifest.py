@@ -4,7 +4,8 @@
     write_manifest(run_dir, sets, make_manifest(sets))
 
 Writes `data_manifest.json` (counts, lengths, duplicates, what was put aside), `data_texts.csv` (split, file and line of
-every text) and, where there are any, `quarantine.jsonl` (the lines that could not be used, with the reason).
+every text), where there are any `quarantine.jsonl` (the lines that could not be used, with the reason), and
+`vocab.json`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from common.amp_ckpt import replace_file
 from common.cli import UserError
 from common.log import version_of
 from project_nlp_intent.data import OUT, IntentDataset
+from project_nlp_intent.encode import Encoder
 from project_nlp_intent.text import script, words
 
 LISTED = 20  # duplicates, texts under several labels and the like that the manifest names
@@ -98,6 +100,13 @@ def write_manifest(run_dir: Path, sets: dict[str, IntentDataset], manifest: dict
     bad = [{"split": name, **entry} for name, part in sets.items() for entry in part.bad]
     if bad:
         _write(run_dir / "quarantine.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad))
+
+
+def write_vocab(path: Path, encoder: Encoder) -> None:
+    """What the nets read, for people; the checkpoint has it too."""
+    held = encoder.assets()
+    what = {name: held[name] for name in ("tokenizer", "max_len", "vocab", "merges") if held[name]}
+    _write(path, json.dumps({**what, "ngrams": len(encoder.ngrams)}, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ from project_nlp_intent.calibrate import balance, calibrated, validate
 from project_nlp_intent.data import OOS, IntentDataset, balanced_weights, load_splits, make_loader
 from project_nlp_intent.encode import TOKENIZERS, Encoder
 from project_nlp_intent.inference import Predictor
-from project_nlp_intent.manifest import make_manifest, tell, write_manifest
+from project_nlp_intent.manifest import make_manifest, tell, write_manifest, write_vocab
 from project_nlp_intent.model import ARCHS, build_model
 
 PRESETS = {
@@ -262,14 +262,6 @@ def restore(run_dir: Path, base: dict, **parts: object) -> list[dict]:
     lines = "".join(json.dumps(line) + "\n" for line in history)
     replace_file(run_dir / "train.jsonl", lambda file: file.write(lines.encode()))
     return history
-
-
-def write_vocab(path: Path, encoder: Encoder) -> None:
-    """What the nets read, for people: {"tokenizer", "vocab" or "merges", "ngrams"}; the checkpoint has it too."""
-    held = encoder.assets()
-    what = {name: held[name] for name in ("tokenizer", "max_len", "vocab", "merges") if held[name]}
-    text = json.dumps({**what, "ngrams": len(encoder.ngrams)}, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def say(line: dict, epochs: int) -> None:

@@ -143,3 +143,17 @@ def test_the_bench_command_of_the_page(colour_photos, tmp_path):
     assert {"accuracy", "ece", "seconds", "img_per_s", "loader_ratio", "inference_ratio"} <= figures.keys()
     assert [run["seed"] for run in figures["runs"]] == [0, 1]
     assert figures["accuracy"] == pytest.approx(sum(run["accuracy"] for run in figures["runs"]) / 2)
+
+
+@pytest.mark.slow
+def test_the_bench_command_for_texts(intent_texts, tmp_path):
+    assert "python -m tests.bench.nlp --data FILE_OR_FOLDER --seeds 3 --json" in README
+    done = python(
+        "tests.bench.nlp", "--data", intent_texts, "--seeds", 1, "--json", "--rounds", 1, "--out", tmp_path,
+        "--flags", "--epochs 2 --bs 32 --dim 16 --channels 16 --hidden 16 --lr 1e-2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    wanted = {"accuracy", "macro_f1", "ece", "oos_auroc", "oos_recall_at_95", "seconds", "inference_ratio"}
+    assert wanted <= figures.keys()
+    assert figures["accuracy"] == figures["runs"][0]["accuracy"] > 0.3
