@@ -174,8 +174,9 @@ class Monitor:
             self.alarms.add(alarm)
 
     def _start_window(self, model: object, now: float) -> None:
-        measures = model is not None and hasattr(model, "features")
-        self._model, self._reference = model, getattr(model, "reference", None) or {} if measures else {}
+        reference = getattr(model, "reference", None) or {}
+        usable = hasattr(model, "features") and reference.get("features")  # an older checkpoint may have none
+        self._model, self._reference = model, reference if usable else {}
         self._chunk, self._taken, self._values, self._points, self._room = [], 0, {}, [], 0
         self._inbox.clear()
         self._next_start = now + self.policy["pause_s"]
@@ -196,19 +197,10 @@ class Monitor:
     def _judge(self) -> None:
         """The window against the reference, and the alarms with it."""
         points = torch.cat(self._points) if self._points else None
-        self.drift, checks = compare(self._reference, self._values, points, self.policy), {}
-        for result in self.drift:
-            words = describe(result)
-            value = (result["effect"] if result["drifted"] else 0.0) if result["n"] else math.nan
-            checks[f"drift_{result['feature']}"] = (value, result["n"], {"what": words})
-        if counts := self._reference["features"].get("label", {}).get("counts"):
-            self.mix = {"reference": counts, "now": dict(Counter(self._values.get("label", [])))}
-        self.expected = expected_accuracy(self._reference, self._values)
-        if self.expected and "accuracy_drop" in self.alarms:
-            checks["accuracy_drop"] = (self.expected["drop"], self.expected["n"])
+        found = judge(self._reference, self._values, points, self.policy, self.alarms)
+        self.drift, self.expected, self.mix = found["drift"], found["expected"], found["mix"]
         self.windows += 1
         self._put_log({"ts": time.time(), "event": "drift", "model_id": self._model.model_id, "results": self.drift})
-        self.alarms.run(checks)
 
     def _check_time(self) -> None:
         """What depends on the time and on labels, not on the traffic."""
@@ -232,6 +224,26 @@ class Monitor:
             events += [{**state, "at": time.time()} for state in states if state["alarm"] not in told]
         for sink in self.sinks if events else []:
             sink.put(events)
+
+
+def judge(
+    reference: dict, values: dict[str, list], points: torch.Tensor | None, policy: dict, alarms: AlarmManager, now=None
+) -> dict:
+    """A window against the reference: {"drift", "expected", "mix"}, and a check of each alarm that it concerns.
+
+    values: {feature: [...]}; points: its embedding. now: seconds on a steady clock.
+    """
+    drift, checks, mix = compare(reference, values, points, policy), {}, {}
+    for result in drift:
+        value = (result["effect"] if result["drifted"] else 0.0) if result["n"] else math.nan
+        checks[f"drift_{result['feature']}"] = (value, result["n"], {"what": describe(result)})
+    expected = expected_accuracy(reference, values)
+    if expected and "accuracy_drop" in alarms:
+        checks["accuracy_drop"] = (expected["drop"], expected["n"])
+    if counts := reference["features"].get("label", {}).get("counts"):
+        mix = {"reference": counts, "now": dict(Counter(values.get("label", [])))}
+    alarms.run(checks, now)
+    return {"drift": drift, "expected": expected, "mix": mix}
 
 
 def _short(value: object) -> object:
