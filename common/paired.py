@@ -65,10 +65,18 @@ def differences(candidate: dict[str, list[str]], incumbent: dict[str, list[str]]
     score = "correct" if "correct" in candidate else "loss"
     for column in ("id", "truth", score):
         here, there = candidate.get(column), incumbent.get(column)
-        if (here is None) != (there is None) or (column != score and here != there):
+        if (here is None) != (there is None) or (column != score and here != there and not _close(here, there)):
             raise UserError(f"the two were not scored on the same examples: {column} differs; evaluate both on one set")
     sign = 1 if score == "correct" else -1
     return score, sign * (np.array(candidate[score], dtype=float) - np.array(incumbent[score], dtype=float))
+
+
+def _close(here: list[str], there: list[str]) -> bool:
+    """Numbers that went through two models' scaling and back."""
+    try:
+        return len(here) == len(there) and np.allclose(np.array(here, float), np.array(there, float), 1e-4, 1e-6)
+    except ValueError:  # they are names
+        return False
 
 
 def interval(d: np.ndarray, groups: np.ndarray, tail: float, seed: int) -> tuple[float, float]:

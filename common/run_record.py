@@ -1,6 +1,6 @@
 """One training as one file: what ran, where, on which data, and what came of it.
 
-    record_run("runs/vision", seconds=412.0)        # at the end of a training; reads its artefacts
+    record_run("runs/vision")                       # at the end of a training; reads its artefacts
     for run in find_runs(["runs"]):
         print(run["dir"], run["best"])
 
@@ -24,7 +24,7 @@ import torch
 from common.ckpt_file import replace_file
 from common.cli import UserError
 from common.data_versions import list_files, read_manifest
-from common.log import file_sha256
+from common.log import file_sha256, read_jsonl
 
 FORMAT = 1
 CURVE = "train.jsonl"  # a line an epoch
@@ -51,16 +51,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda file: file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode()))
 
 
-def record_run(run_dir: str | Path, seconds: float, files: dict[str, str] | None = None) -> dict[str, Any]:
+def record_run(run_dir: str | Path, files: dict[str, str] | None = None) -> dict[str, Any]:
     """Write `run.json` from what a training left in `run_dir`, and return it.
 
-    seconds: time spent training, that before an interruption included. files: {split: path} where each split is read
-    from one file; without it, the project has written `data_files.csv` by itself.
+    files: {split: path} where each split is read from one file; without it, the project has written `data_files.csv`
+    by itself.
     """
     run_dir = Path(run_dir)
     twin, manifest = read_json(run_dir / "best.json"), read_manifest(run_dir)
     origin = twin["provenance"]
     version = list_files(run_dir, files) if files else manifest["data_version"]
+    seconds = sum(line.get("seconds", 0) for line in read_jsonl(run_dir / CURVE)[0])  # before an interruption too
     record = {
         "format": FORMAT,
         "project": twin["project"],

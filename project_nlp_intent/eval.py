@@ -1,8 +1,8 @@
 """python -m project_nlp_intent.eval --ckpt runs/nlp/best.pt --val_jsonl data/nlp/test.jsonl --robustness
 
 Scores a checkpoint on labelled texts. Writes to --run_dir (by default the checkpoint's folder): metrics.json (its part
-"eval"), confusion_matrix.csv and .pt, mistakes.jsonl (the most confident ones); with the plots extra also
-confusion_matrix.png, reliability.png and coverage_risk.png.
+"eval"), eval_rows_<name>.csv (every answer), confusion_matrix.csv and .pt, mistakes.jsonl (the most confident ones);
+with the plots extra also confusion_matrix.png, reliability.png and coverage_risk.png.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor
 from common import meter, report
 from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
+from common.data_versions import tell_changes
+from common.eval_rows import write_rows
 from common.log import plain
 from project_nlp_intent.data import OUT, IntentDataset, make_loader
 from project_nlp_intent.inference import Predictor
 from project_nlp_intent.manifest import held_out, version
 from project_nlp_intent.reject import SCORES, auroc, recall_at
-from project_nlp_intent.slices import slices
+from project_nlp_intent.slices import parts, slices
 from project_nlp_intent.text import clean
 from project_nlp_intent.typos import DAMAGES
 
@@ -39,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     check_flag("max_len", args.max_len, predictor.encoder.max_len, args.ckpt)
     config, run_dir = load_ckpt(args.ckpt)["config"], Path(args.run_dir or Path(args.ckpt).parent)
     run_dir.mkdir(parents=True, exist_ok=True)
+    tell_changes(Path(args.ckpt).parent)
     texts = load_texts(args, predictor, config)
     texts.encode(predictor.encoder)
     logits = torch.cat([predictor.logits(inputs) for inputs, _ in make_loader(texts, args.bs)])
@@ -46,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.robustness:
         metrics["robustness"] = robustness(predictor, texts, logits, args.bs)
     name = "val" if args.val_jsonl is None else texts.path.stem
+    rows = rows_of(predictor, texts, logits)
+    metrics |= write_rows(run_dir, name, *rows, sys.argv[1:] if argv is None else argv)
     write_metrics(run_dir / "metrics.json", name, metrics)
     write_files(metrics, predictor, run_dir)
     say(name, metrics, run_dir)
@@ -125,6 +131,20 @@ def evaluate(predictor: Predictor, texts: IntentDataset, every: Tensor) -> dict:
         "mistakes": mistakes(texts, every / heat, predictor.classes)[:SHOWN],
     }
     return plain(metrics)
+
+
+def rows_of(predictor: Predictor, texts: IntentDataset, logits: Tensor) -> tuple[dict, str, dict]:
+    """(columns, score, slices) for `write_rows`: the answer to every in-scope text, by its line in the file."""
+    inside = torch.nonzero(texts.labels != OUT).flatten().tolist()
+    prob, pred = (logits.double() / predictor.assets["temperature"]).softmax(1).max(1)
+    said, truth = [predictor.classes[pred[i]] for i in inside], [texts.rows[i].label for i in inside]
+    columns = {"id": [texts.rows[i].line for i in inside], "truth": truth, "pred": said, "prob": prob[inside].tolist()}
+    columns["correct"] = (pred == texts.labels)[inside].int().tolist()
+    found = {"class": truth}
+    for kind, masks in parts(texts).items():
+        names = np.select(list(masks.values()), list(masks), default="other")
+        found[kind] = [str(names[i]) for i in inside]
+    return columns, "correct", found
 
 
 def out_of_scope(predictor: Predictor, texts: IntentDataset, scaled: Tensor) -> dict:

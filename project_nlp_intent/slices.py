@@ -17,22 +17,26 @@ LENGTHS = {"1-3 words": (1, 3), "4-7 words": (4, 7), "8-15 words": (8, 15), "16 
 UNKNOWN = {"none": (0, 0), "up to a fifth": (1e-9, 0.2), "up to a half": (0.2, 0.5), "more": (0.5, 1)}
 
 
-def slices(texts: IntentDataset, right: Tensor, inside: Tensor) -> dict[str, dict[str, dict]]:
-    """{kind: {slice: {"texts", "accuracy"}}} over the rows of `inside`; right, inside: (n,) bool. Empty slices go."""
+def parts(texts: IntentDataset) -> dict[str, dict[str, np.ndarray]]:
+    """{kind: {slice: (n,) bool}}; of each kind every text is in one slice."""
     lengths = np.array([len(words(text)) for text in texts.texts])
     scripts = np.array([script(text) for text in texts.texts])
     unknown = texts.encoded.unknown.round(6)
-    kinds = {
+    return {
         "length": {name: (lengths >= low) & (lengths <= high) for name, (low, high) in LENGTHS.items()},
         "script": {str(name): scripts == name for name in sorted(set(scripts))},
         "unknown_words": {
             name: ((unknown > low) | (low == 0)) & (unknown <= high) for name, (low, high) in UNKNOWN.items()
         },
     }
+
+
+def slices(texts: IntentDataset, right: Tensor, inside: Tensor) -> dict[str, dict[str, dict]]:
+    """{kind: {slice: {"texts", "accuracy"}}} over the rows of `inside`; right, inside: (n,) bool. Empty slices go."""
     right, inside = right.numpy(), inside.numpy()
     return {
-        kind: {name: _score(right, rows & inside) for name, rows in parts.items() if (rows & inside).any()}
-        for kind, parts in kinds.items()
+        kind: {name: _score(right, rows & inside) for name, rows in found.items() if (rows & inside).any()}
+        for kind, found in parts(texts).items()
     }
 
 

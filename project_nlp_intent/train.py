@@ -24,6 +24,7 @@ from common.log import JsonlLogger, Progress, plain, provenance
 from common.malloc import keep_memory
 from common.meter import AverageMeter
 from common.run_dir import claim_run_dir
+from common.run_record import record_run
 from common.seed import seed_all
 from project_nlp_intent.calibrate import balance, calibrated, validate
 from project_nlp_intent.data import OOS, IntentDataset, balanced_weights, load_splits, make_loader
@@ -197,6 +198,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: IntentDataset, val
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
     finish(run_dir, history)
+    record_run(run_dir, {name: str(part.path) for name, part in sets.items()})
 
 
 def load_data(args: argparse.Namespace) -> tuple[IntentDataset, IntentDataset]:

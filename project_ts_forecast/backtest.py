@@ -12,6 +12,7 @@ from pathlib import Path
 from common.cli import UserError
 from common.run_dir import claim_run_dir
 from project_ts_forecast import train
+from project_ts_forecast.calibrate import collect
 from project_ts_forecast.data import Data, split_rows
 
 
@@ -42,7 +43,8 @@ def backtest(config: dict, data: Data, folds: int, every: int, run_dir: Path) ->
         with claim_run_dir(folder, False) as claimed:
             train.train(args, claimed, *train.prepare(args))
         predictor = Predictor.load(folder / "best.pt")
-        scores = evaluate(predictor, data, windows_of(predictor, {"split": split}, data, "test"), 256)
+        windows = windows_of(predictor, {"split": split}, data, "test")
+        scores = evaluate(predictor, data, windows, collect(predictor, windows, 256))
         band = scores["intervals"]["split"]
         mse = {name: part["mse"]["all"] for name, part in scores["scaled"].items()}
         mse["mse"] = mse.pop("model")

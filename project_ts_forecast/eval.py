@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 from common import report
 from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError, check_flag, command_parser, number, run
+from common.data_versions import tell_changes
+from common.eval_rows import write_rows
 from common.log import plain
 from project_ts_forecast import faults, scores
 from project_ts_forecast.anomaly_scores import read_windows
@@ -56,9 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("win", "h", "hidden"):
         check_flag(name, getattr(args, name), config[name], args.ckpt)
     part = args.part or ("all" if args.csv else "test")
+    tell_changes(run_dir)
     data = read_again(config, args.csv)
     windows = windows_of(predictor, config, data, part)
-    metrics = evaluate(predictor, data, windows, args.bs) | {"csv": args.csv or config["csv"], "part": part}
+    held = collect(predictor, windows, args.bs)
+    metrics = evaluate(predictor, data, windows, held) | {"csv": args.csv or config["csv"], "part": part}
+    rows = table_of(predictor, data, windows, held)
     if args.labels:
         columns, settings, zone = (predictor.assets[key] for key in ("value_cols", "anomaly", "tz"))
         watched = faults.watch(data, rows_of(config, data, part), settings, columns, zone)
@@ -70,7 +76,9 @@ def main(argv: list[str] | None = None) -> None:
         )  # which trains, and so imports train, which nothing else needs
 
         metrics["backtest"] = backtest(config, data, args.backtest, args.every, run_dir)
-    write_metrics(run_dir / "metrics.json", part if not args.csv else Path(args.csv).stem, metrics)
+    name = part if not args.csv else Path(args.csv).stem
+    metrics |= write_rows(run_dir, name, *rows, sys.argv[1:] if argv is None else argv)
+    write_metrics(run_dir / "metrics.json", name, metrics)
     write_figures(metrics, run_dir)
     say(part, metrics, run_dir)
 
@@ -102,9 +110,11 @@ def rows_of(config: dict, data: Data, part: str) -> list[tuple[int, int]]:
     return [(0, len(p)) for p in data.pieces] if part == "all" else split_rows(data.pieces, config["split"])[part]
 
 
-def evaluate(predictor: Predictor, data: Data, windows: SeriesWindow, bs: int) -> dict:
-    """All scores as plain values: in scaled units, where all series weigh alike, and in the units of the data."""
-    held = collect(predictor, windows, bs)
+def evaluate(predictor: Predictor, data: Data, windows: SeriesWindow, held: dict[str, Tensor]) -> dict:
+    """All scores as plain values: in scaled units, where all series weigh alike, and in the units of the data.
+
+    held: what `collect` gives.
+    """
     index, k, season = np.arange(len(windows)), predictor.outputs, predictor.assets["season"]
     bands = {
         "split": widen(held["out"], held["spread"], predictor.radius),
@@ -137,6 +147,35 @@ def evaluate(predictor: Predictor, data: Data, windows: SeriesWindow, bs: int) -
     mse = {name: part["mse"]["all"] for name, part in metrics["scaled"].items()}
     metrics["skill"] = {name: 1 - mse["model"] / mse[name] if mse[name] else None for name in list(mse)[1:]}
     return plain(metrics)
+
+
+def table_of(
+    predictor: Predictor, data: Data, windows: SeriesWindow, held: dict[str, Tensor]
+) -> tuple[dict, str, dict]:
+    """(columns, score, slices) for `write_rows`: every window's MASE; those that overlap are of one group.
+
+    MASE, since it does not depend on how a model scales its data. Windows without any known target are left out.
+    """
+    said, y, season = (
+        held["out"][..., len(predictor.levels) // 2].double(),
+        held["y"].double(),
+        predictor.assets["season"],
+    )
+    mean, std, unit = per_window(predictor, data, windows, season)
+    loss = ((said - y).abs() / unit[:, None]).nanmean((1, 2))
+    said, y = (values[:, 0, 0] * std[:, 0, 0] + mean[:, 0, 0] for values in (said, y))
+    block = windows.h + season  # rows after which errors have little to do with each other
+    ids, groups, names, quarters = [], [], [], []
+    for order, (piece, count) in enumerate(zip(data.pieces, windows.counts, strict=True)):
+        ids += [f"{piece.name}/{order}/{i}" for i in range(count)]
+        groups += [f"{order}/{i // block}" for i in range(count)]
+        names += [piece.name] * count
+        quarters += [f"{4 * i // count + 1} of 4" for i in range(count)]
+    kept = torch.nonzero(~loss.isnan()).flatten().tolist()
+    columns = {"id": ids, "truth": y.tolist(), "pred": said.tolist(), "loss": loss.tolist()}
+    columns, found = columns | {"group": groups}, {"series": names, "quarter": quarters}
+    columns, found = ({key: [v[i] for i in kept] for key, v in part.items()} for part in (columns, found))
+    return columns, "loss", found
 
 
 def rolling(predictor: Predictor, held: dict[str, Tensor], windows: SeriesWindow) -> Tensor:

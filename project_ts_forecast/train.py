@@ -22,6 +22,7 @@ from common.log import JsonlLogger, Progress, file_sha256, plain, provenance, ve
 from common.malloc import keep_memory
 from common.meter import AverageMeter
 from common.run_dir import claim_run_dir
+from common.run_record import record_run
 from common.seed import seed_all
 from project_ts_forecast.calibrate import calibrated, collect, loss_of, validate
 from project_ts_forecast.data import (
@@ -139,6 +140,7 @@ def train(args: argparse.Namespace, run_dir: Path, data: Data, windows: dict[str
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
     finish(run_dir, history, chosen)
+    record_run(run_dir, {"data": str(args.csv)})
 
 
 def describe(args: argparse.Namespace, assets: dict) -> dict:

@@ -267,7 +267,7 @@ def finish(run_dir: Path, history: list[dict]) -> None:
     metrics = json.loads(path.read_text()) if path.exists() else {}
     metrics["train"] = {**best, "best_epoch": best["epoch"], "epochs": len(history), "seconds": seconds}
     replace_file(path, lambda file: file.write((json.dumps(metrics, indent=1) + "\n").encode()))
-    record_run(run_dir, seconds)
+    record_run(run_dir)
     print(f"best: epoch {best['epoch']}, val_acc {best['val_acc']:.2%}, {seconds:.0f} s → {run_dir}/best.pt")
     print(f"next: python -m project_vision_cls.eval --ckpt {run_dir}/best.pt")
 

@@ -161,7 +161,7 @@ def test_data_of_one_file_a_split(tmp_path, colour_run):
     for path in files.values():
         with open(path, "w") as file:
             file.write(f'{{"text": "{path}"}}\n')
-    record = record_run(run, seconds=1.0, files=files)
+    record = record_run(run, files)
     assert list(recorded(run).files) == ["train/train.jsonl", "val/val.jsonl"]
     assert compare(recorded(run), present(run, verify=True))["same"]
     assert (record["data_roots"], record["files_version"]) == (files, recorded(run).version)
@@ -170,7 +170,7 @@ def test_data_of_one_file_a_split(tmp_path, colour_run):
     assert compare(recorded(run), present(run))["changed"] == ["val/val.jsonl"]
     os.unlink(files["train"])
     assert present(run).missing == [files["train"]]
-    assert record_run(run, 1.0, {"train": files["val"], "val": files["val"]})["files_version"] == recorded(run).version
+    assert record_run(run, {"train": files["val"], "val": files["val"]})["files_version"] == recorded(run).version
     (run / "data_files.csv").write_text((run / "data_files.csv").read_text().replace("val.jsonl", "other.jsonl"))
     with pytest.raises(UserError, match=r"run\.json says .*: one of them was edited or torn"):
         recorded(run)
