@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from common.meter import bootstrap_ci
+import numpy as np
+
+from common.paired import interval
 from common.run_record import scalars
 
 MIN_SLICE = 10  # examples; fewer say nothing
@@ -26,13 +28,19 @@ def headline(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def slice_table(rows: dict[str, list[str]]) -> list[list[Any]]:
-    """[slice, examples, mean score, its interval], the weakest first."""
+    """[slice, examples, mean score, its 95 % interval], the weakest first; examples of one group are drawn together."""
     score = "correct" if "correct" in rows else "loss"
+    values = np.array(rows[score], dtype=float)
+    groups = np.unique(rows.get("group", rows["id"]), return_inverse=True)[1]
     members = defaultdict(list)
     for column in (key for key in rows if key.startswith("slice.")):
-        for value, number in zip(rows[column], rows[score], strict=True):
-            members[f"{column.removeprefix('slice.')}={value}"].append(float(number))
-    table = [[key, len(v), sum(v) / len(v), list(bootstrap_ci(v))] for key, v in members.items() if len(v) >= MIN_SLICE]
+        for i, value in enumerate(rows[column]):
+            members[f"{column.removeprefix('slice.')}={value}"].append(i)
+    table = [
+        [name, len(kept), float(values[kept].mean()), list(interval(values[kept], groups[kept], 0.025, seed=0))]
+        for name, kept in members.items()
+        if len(kept) >= MIN_SLICE
+    ]
     return sorted(table, key=lambda row: row[2] if score == "correct" else -row[2])
 
 

@@ -32,6 +32,7 @@ from common.run_record import read_json
 
 CODE = Path(common.__file__).parent.parent
 PLACES = ("--ckpt", "--run_dir")  # flags of an evaluation that say where, not what
+TRAINS = ("--backtest", "--every")  # it trains anew, for minutes: not repeated
 
 
 def package_of(project: str) -> str:
@@ -48,13 +49,13 @@ def _environment() -> dict[str, str]:
 
 
 def without_places(argv: list[str]) -> list[str]:
-    """The flags of an evaluation, but for where its files are."""
+    """The flags of an evaluation, but for where its files are and those that train models."""
     words, skip = [], False
     for word in argv:
         name, _, value = word.partition("=")
-        if not skip and name not in PLACES:
+        if not skip and name not in PLACES + TRAINS:
             words.append(word)
-        skip = not skip and name in PLACES and not value
+        skip = not skip and name in PLACES + TRAINS and not value
     return words
 
 

@@ -156,11 +156,8 @@ def table_of(
 
     MASE, since it does not depend on how a model scales its data. Windows without any known target are left out.
     """
-    said, y, season = (
-        held["out"][..., len(predictor.levels) // 2].double(),
-        held["y"].double(),
-        predictor.assets["season"],
-    )
+    season, y = predictor.assets["season"], held["y"].double()
+    said = widen(held["out"], held["spread"], predictor.radius)[..., len(predictor.levels) // 2].double()
     mean, std, unit = per_window(predictor, data, windows, season)
     loss = ((said - y).abs() / unit[:, None]).nanmean((1, 2))
     said, y = (values[:, 0, 0] * std[:, 0, 0] + mean[:, 0, 0] for values in (said, y))

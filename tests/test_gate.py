@@ -374,7 +374,7 @@ def test_the_commands_gate_and_promote(place, registry, no_server):
 
 
 def test_flags_that_say_where_are_left_out_of_a_repeated_evaluation():
-    argv = ["--ckpt", "a.pt", "--val_root", "test", "--run_dir=x", "--bs", "4"]
+    argv = ["--ckpt", "a.pt", "--val_root", "test", "--run_dir=x", "--backtest", "3", "--bs", "4"]
     assert without_places(argv) == ["--val_root", "test", "--bs", "4"]
     with pytest.raises(UserError, match="project sound: found no package"):
         package_of("sound")

@@ -43,6 +43,8 @@ def test_the_commands_for_your_own_photos_and_the_server(tmp_path):
     assert [name for name in wanted if not (tmp_path / "runs" / "vision" / name).exists()] == []
     check_serving(tmp_path)
     check_operating(tmp_path)
+    check_runs(tmp_path)
+    check_releasing(tmp_path)
 
 
 @pytest.mark.slow
@@ -98,6 +100,32 @@ def check_operating(folder: Path) -> None:
     assert {"/predict", "/metrics"} <= json.loads(document)["paths"].keys()
     assert json.loads(model)["name"] == "vision"
     assert json.loads(reloaded)["status"] == "reloaded"
+
+
+def check_runs(folder: Path) -> None:
+    listed, best, same, again = (shell(line, folder) for line in BLOCKS["runs"].strip().splitlines())
+    assert listed.stdout.splitlines()[1].startswith("runs/vision  vision")
+    assert best.stdout == "runs/vision\n"
+    assert same.stdout.startswith("the same data: ")
+    assert (again.returncode, "are bit-equal" in again.stdout) == (0, True), again.stdout + again.stderr
+
+
+def check_releasing(folder: Path) -> None:
+    card, gate, register, promote, serve, rollback = BLOCKS["release"].strip().splitlines()
+    (folder / "data/vision/card.toml").write_text('licence = "MIT"\n')
+    assert shell(card, folder).returncode == 0
+    assert "**Missing: contact.**" in (folder / "runs/vision/MODEL_CARD.md").read_text()
+    judged = shell(gate, folder)  # after one epoch on 48 photos
+    assert judged.returncode == 1
+    assert "\nNO quality: accuracy: accuracy is " in judged.stdout
+    assert shell(register, folder).stdout == "vision@1\n"
+    refused = shell(promote, folder)
+    assert (refused.returncode, "quality: accuracy: " in refused.stderr) == (1, True)
+    assert shell(f"{promote} --override 'it is a test'", folder).returncode == 0
+    with served(serve, folder) as port:
+        health = json.loads(shell(f"curl -s localhost:{port}/ready", folder).stdout)
+    assert health["model_id"] == json.loads((folder / "runs/vision/best.json").read_text())["sha256"][:12]
+    assert "there is no release before this one" in shell(rollback, folder).stderr
 
 
 @pytest.mark.slow
