@@ -8,8 +8,8 @@ is better. Its interval comes from a paired bootstrap: examples are drawn with r
 them (Efron & Tibshirani 1993, section 16.4); those of one group are drawn together (cluster bootstrap, Davison &
 Hinkley 1997, section 3.8). Slices share the chance of a false alarm among them (Bonferroni).
 
-With two equally good models, 200 to 2,000 examples and 10 slices, 1.9 % of 2,000 comparisons called one worse overall,
-and 0.3 % any slice.
+Of 2,000 pairs of equally good models (400 examples, 10 slices of 40, every fifth answer another), 1.9 % were called
+worse overall and 0.4 % on a slice; the bootstrap alone would have been 2.3 % and 5.0 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compare_rows(
     """One entry for "all" and each slice of at least `min_slice` examples.
 
     {"slice", "examples", "candidate", "incumbent", "difference", "interval", "worse"}; `worse` is true where the whole
-    interval lies below -margin (-slice_margin for slices). Raises UserError where the examples are not the same.
+    interval lies below -margin (-slice_margin for slices), and the sign test agrees. Raises UserError where the examples are not the same.
     """
     score, d = differences(candidate, incumbent)
     groups = np.unique(candidate.get("group", candidate["id"]), return_inverse=True)[1]
@@ -56,7 +56,8 @@ def compare_rows(
         first, second = (float(values[rows].mean()) for values in means)
         entry = {"slice": name, "examples": len(rows), "candidate": first, "incumbent": second}
         entry |= {"difference": float(d[rows].mean()), "interval": [low, high]}
-        found.append(entry | {"worse": high < -(margin if name == "all" else slice_margin)})
+        below = high < -(margin if name == "all" else slice_margin)
+        found.append(entry | {"worse": below and sign_test(d[rows], groups[rows]) <= tail})
     return found
 
 
@@ -69,6 +70,18 @@ def differences(candidate: dict[str, list[str]], incumbent: dict[str, list[str]]
             raise UserError(f"the two were not scored on the same examples: {column} differs; evaluate both on one set")
     sign = 1 if score == "correct" else -1
     return score, sign * (np.array(candidate[score], dtype=float) - np.array(incumbent[score], dtype=float))
+
+
+def sign_test(d: np.ndarray, groups: np.ndarray) -> float:
+    """Chance of so few wins among wins and losses if both were as likely (McNemar's exact test, one-sided).
+
+    d (n,): counted for right or wrong answers that stand alone, where the bootstrap of few examples is too sure; 0 for
+    other scores, which leaves the decision to the bootstrap.
+    """
+    if not np.isin(d, (-1, 0, 1)).all() or len(np.unique(groups)) < len(groups):
+        return 0.0
+    wins, losses = int((d > 0).sum()), int((d < 0).sum())
+    return sum(math.comb(wins + losses, k) for k in range(wins + 1)) / 2 ** (wins + losses)
 
 
 def _close(here: list[str], there: list[str]) -> bool:

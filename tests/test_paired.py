@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from common.cli import UserError
 from common.eval_rows import read_rows, rows_file, write_rows
-from common.paired import compare_rows, interval
+from common.paired import compare_rows, interval, sign_test
 
 
 def rows(correct, **columns):
@@ -47,6 +48,18 @@ def test_margins_and_small_slices():
     found = by_slice(compare_rows(rows(bad, **kinds), rows(good, **kinds), min_slice=20, slice_margin=0.5))
     assert found["kind=few"]["worse"]
     assert found["all"]["worse"]
+
+
+def test_the_sign_test_is_exact():
+    d = np.array([-1] * 8 + [1] * 2 + [0] * 90)
+    assert sign_test(d, np.arange(100)) == pytest.approx(binomtest(2, 10, alternative="less").pvalue)
+    assert sign_test(d, np.repeat(np.arange(50), 2)) == 0  # examples that hang together: it does not apply
+    assert sign_test(d * 0.5, np.arange(100)) == 0
+    bad = np.ones(40, int)
+    bad[:4] = 0  # 4 losses and no win: a chance of 1 in 16, although the bootstrap's interval lies below 0
+    (found,) = compare_rows(rows(bad), rows(np.ones(40, int)))
+    assert found["interval"][1] < 0
+    assert not found["worse"]
 
 
 def test_lower_losses_are_better():
