@@ -185,7 +185,7 @@ def monitoring(page: Page, found: dict) -> None:
     page.head("monitoring")
     policy = found["monitoring"]
     if policy is None:
-        page.text("- " + page.say("missing", what="alarm policy", next=f"{found['package']}/monitoring.json"))
+        page.miss("alarm policy", f"{found['package']}/monitoring.json")
         return
     page.text(page.say("monitoring text", file=f"{found['package']}/monitoring.json"))
     page.text("```json")

@@ -22,6 +22,7 @@ from common.data_versions import read_manifest
 from common.eval_rows import read_rows
 from common.gate_policy import read_toml
 from common.measure import CODE, package_of
+from common.policy import read_policy
 from common.run_record import read_json, read_run, write_json
 
 FACTS = ("task", "intended_use", "out_of_scope_use", "limits", "licence", "contact", "data_source", "data_licence")
@@ -80,7 +81,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         "package": package,
         "manifest": read_manifest(run_dir),
         "rows": rows,
-        "monitoring": read_json(policy) if policy.exists() else None,
+        "monitoring": read_policy(policy) if policy.exists() else None,
         **read_json(run_dir / "card.json"),
     }
 

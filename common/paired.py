@@ -37,7 +37,8 @@ def compare_rows(
     """One entry for "all" and each slice of at least `min_slice` examples.
 
     {"slice", "examples", "candidate", "incumbent", "difference", "interval", "worse"}; `worse` is true where the whole
-    interval lies below -margin (-slice_margin for slices), and the sign test agrees. Raises UserError where the examples are not the same.
+    interval lies below -margin (-slice_margin for slices), and the sign test agrees.
+    Raises UserError where the examples are not the same.
     """
     score, d = differences(candidate, incumbent)
     groups = np.unique(candidate.get("group", candidate["id"]), return_inverse=True)[1]
