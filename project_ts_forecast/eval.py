@@ -33,8 +33,8 @@ from project_ts_forecast.inference import Predictor
 whole = number(int, 1)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--ckpt", default="runs/ts/best.pt", help="checkpoint to score")
@@ -43,17 +43,17 @@ def main(argv: list[str] | None = None) -> None:
     add("--bs", type=whole, default=256, help="windows per forward pass")
     add("--labels", help="JSON of the anomalous windows of each series: scores the anomaly detector too")
     add("--backtest", type=number(int, 0), default=0, help="train and score anew at so many origins; 0 is off")
-    add(
-        "--every",
-        type=number(int, 0),
-        default=0,
-        help="rows between these origins (0: an equal share of the test part)",
-    )
+    add("--every", type=number(int, 0), default=0, help="rows between these origins (0: an equal share of the part)")
     add("--win", type=int, help="checked against the checkpoint when given")
     add("--h", type=int, help="checked against the checkpoint when given")
     add("--hidden", type=int, help="checked against the checkpoint when given")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    args = parse(argv)
     predictor = Predictor.load(args.ckpt, args.device)
     config, run_dir = load_ckpt(args.ckpt)["config"], Path(args.ckpt).parent
     for name in ("win", "h", "hidden"):
@@ -71,9 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         windows = read_windows(args.labels)
         metrics["anomalies"] = plain(faults.against_labels(watched, windows, settings, metrics["csv"]))
     if args.backtest:
-        from project_ts_forecast.backtest import (
-            backtest,
-        )  # which trains, and so imports train, which nothing else needs
+        from project_ts_forecast.backtest import backtest  # trains, and so imports train, which nothing else needs
 
         metrics["backtest"] = backtest(config, data, args.backtest, args.every, run_dir)
     name = part if not args.csv else Path(args.csv).stem
