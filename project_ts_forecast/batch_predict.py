@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     layout, counts, skipped = layout_of(flags), Counter(), {}
     rules = rules_of(flags)
     pieces = last_or_all(series_of(flags.csv, layout), predictor, rules, args.rolling, counts, skipped)
-    n = write_csv(predictor, pieces, Path(args.out), args.bs, args.rolling, args.form, bool(layout.time_col))
+    n = write_csv(predictor, pieces, Path(args.out), args.bs, args.rolling, args.form)
     for line in tell(counts, predictor.step, rules):
         print(line)
     print(f"{n} forecasts of {predictor.h} steps → {args.out}")
@@ -108,19 +109,23 @@ def last_or_all(
         yield from long
 
 
-def write_csv(
-    predictor: Predictor, pieces: Iterator[Piece], out: Path, bs: int, rolling: bool, form: str, stamped: bool
-) -> int:
+def write_csv(predictor: Predictor, pieces: Iterator[Piece], out: Path, bs: int, rolling: bool, form: str) -> int:
     """All forecasts to `out`; returns their number. UserError where there is none; an earlier `out` then stays."""
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     progress, n = Progress(0, "forecasting"), 0
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(header(predictor, form))
-        for batch in batches(forecast_rows(predictor, pieces, rolling), bs):
-            write_batch(predictor, batch, file, form)
+    parts = batches(forecast_rows(predictor, pieces, rolling), bs)
+    with open(partial, "w", newline="", encoding="utf-8") as file, ThreadPoolExecutor(1) as model:
+        csv.writer(file, lineterminator="\n").writerow(header(predictor, form))
+        batch = next(parts, None)
+        pending = batch and model.submit(computed, predictor, batch)
+        while batch:  # the next batch is computed while this one is written
+            values, coming = pending.result(), next(parts, None)
+            pending = coming and model.submit(computed, predictor, coming)
+            write_batch(predictor, batch, values, file, form)
             n += len(batch)
             progress.update(len(batch))
+            batch = coming
     progress.close()
     if not n:
         partial.unlink()
@@ -171,25 +176,30 @@ def batches(rows: Iterator[tuple], bs: int) -> Iterator[list[tuple]]:
         yield batch
 
 
-def write_batch(predictor: Predictor, batch: list[tuple], file: TextIO, form: str) -> None:
-    """One forward pass, and its rows. A name is quoted as the csv module would; numbers keep nine digits."""
-    names, stamps, xs, means, stds = zip(*batch, strict=True)
+def computed(predictor: Predictor, batch: list[tuple]) -> np.ndarray:
+    """(B, h, K, 3): forecast, lower and upper end, in the units of the data; one forward pass."""
+    _, _, xs, means, stds = zip(*batch, strict=True)
     scaled = predictor.quantiles(torch.from_numpy(np.stack(xs))).double().numpy()
-    values = scaled * np.stack(stds)[:, None, :, None] + np.stack(means)[:, None, :, None]
-    middle = values.shape[-1] // 2
-    lines = []
-    for i, name in enumerate(names):
+    three = scaled[..., [scaled.shape[-1] // 2, 0, -1]]
+    return three * np.stack(stds)[:, None, :, None] + np.stack(means)[:, None, :, None]
+
+
+def write_batch(predictor: Predictor, batch: list[tuple], values: np.ndarray, file: TextIO, form: str) -> None:
+    """The rows of a batch. A name is quoted as the csv module would; numbers keep nine digits."""
+    h = predictor.h
+    template = "".join(f"%s,{step},%s,%.9g,%.9g,%.9g\n" for step in range(1, h + 1))
+    if form == "wide":
+        template = "%s" + ",%.9g" * h + "\n"
+    cells: list = [None] * (5 * h)
+    for (name, stamps, *_), found in zip(batch, values, strict=True):
         for channel in range(predictor.outputs):
             start = quoted(name) + (f",{quoted(predictor.columns[channel])}" if predictor.outputs > 1 else "")
-            origin = f"{start},{stamps[i][0]}"
-            found = values[i, :, channel]
             if form == "wide":
-                lines.append(",".join([origin, *(f"{value:.9g}" for value in found[:, middle].tolist())]))
+                file.write(template % (f"{start},{stamps[0]}", *found[:, channel, 0].tolist()))
                 continue
-            three = found[:, [middle, 0, -1]].tolist()
-            for step, (time, (pred, low, high)) in enumerate(zip(stamps[i][1:], three, strict=True), 1):
-                lines.append(f"{origin},{step},{time},{pred:.9g},{low:.9g},{high:.9g}")
-    file.write("\n".join(lines) + "\n")
+            cells[::5], cells[1::5] = [f"{start},{stamps[0]}"] * h, stamps[1:]
+            cells[2::5], cells[3::5], cells[4::5] = found[:, channel].T.tolist()
+            file.write(template % tuple(cells))
 
 
 def quoted(text: str) -> str:

@@ -244,7 +244,7 @@ class SeriesWindow(Dataset):
         """x (win, C) and y (h, K), or for a list of indices (B, win, C) and (B, h, K)."""
         start = self.starts[index]
         x, y = self.pasts[start], self.futures[start + self.win]
-        return tuple(torch.from_numpy(np.ascontiguousarray(np.moveaxis(part, -1, -2))) for part in (x, y))
+        return tuple(torch.from_numpy(np.moveaxis(part, -1, -2).copy()) for part in (x, y))
 
 
 def _two(values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ SECOND = 1_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
 UNITS = {"s": SECOND, "min": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
 OFFSET = re.compile(r"(?<=[0-9])\s?(Z|[+-]\d\d:?\d\d|[+-]\d\d)$")
-PRECISION = {4: "Y", 7: "M", 10: "D", 16: "m", 19: "s", 23: "ms"}  # by the length of an ISO stamp
+PRECISION = {4: "Y", 7: "M", 8: "D", 10: "D", 16: "m", 19: "s", 23: "ms"}  # by the length of an ISO stamp
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -136,7 +136,7 @@ def parse_times(texts: list[str], time_format: str | None = None, first_row: int
     offset = OFFSET.search(held[0]) if len(held[0]) > 10 else None
     style = {"kind": "offset" if offset else "iso", "sep": "T" if "T" in held[0] else " "}
     style["unit"] = PRECISION.get(len(held[0][: offset.start()] if offset else held[0]), "s" if offset else "us")
-    if offset is None and "/" not in held[0]:
+    if offset is None and ("-" in held[0] or len(held[0]) == 4):
         try:
             return np.array([text or "NaT" for text in texts], "datetime64[us]").view(np.int64), style
         except (ValueError, DeprecationWarning, UserWarning):
