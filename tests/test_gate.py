@@ -104,7 +104,7 @@ def test_every_reason_against_a_bad_candidate_is_listed(place, colour_photos):
     assert "macro_f1 is 0.1666" in against["quality: macro_f1"]
     assert "is None, wanted a number >= 0.3" in against["robustness: robustness.mean_corruption_accuracy"]
     assert re.search(r"worse than the incumbent: 0\.3333 against \S+ on 18 examples", against["baseline: all"])
-    assert any(name.startswith("baseline: class=") for name in against)
+    assert "baseline: side=under 64 px" in against
     assert "golden replay: probabilities moved by" in against["golden replay"]
     assert "not measured" in against["latency"]
     assert "size in MB is" in against["size"]
