@@ -19,7 +19,7 @@ from common.run_record import scalars
 
 WEAKEST = 40  # slices that are shown
 CALIBRATION = ("before_temperature", "after_temperature", "temperature", "intervals", "out_of_scope")
-NOT_COUNTS = {"data_version", "roots", "classes", "duplicates", "duplicate_examples", "skipped", "files"}
+NOT_COUNTS = {"data_version", "roots", "classes", "series", "duplicates", "duplicate_examples", "skipped", "files"}
 
 
 def front_matter(page: Page, found: dict) -> None:
@@ -148,16 +148,16 @@ def slices(page: Page, found: dict) -> None:
 def calibration(page: Page, found: dict) -> None:
     """Whether its probabilities or intervals hold."""
     page.head("calibration")
-    part(page, found, CALIBRATION)
+    part(page, found, "calibration", CALIBRATION)
 
 
 def robustness(page: Page, found: dict) -> None:
     """Scores under damage, or at other times."""
     page.head("robustness")
-    part(page, found, ("robustness", "backtest"))
+    part(page, found, "robustness", ("robustness", "backtest"))
 
 
-def part(page: Page, found: dict, keys: tuple[str, ...]) -> None:
+def part(page: Page, found: dict, what: str, keys: tuple[str, ...]) -> None:
     """The numbers under some keys of each evaluation."""
     empty = True
     for name, scores in found["run"]["eval"].items():
@@ -168,7 +168,7 @@ def part(page: Page, found: dict, keys: tuple[str, ...]) -> None:
             page.text(f"### {name}")
             page.table([page.say("metric"), page.say("value")], [[key, value] for key, value in numbers.items()])
     if empty:
-        page.miss(keys[0], page.say("evaluate"))
+        page.miss(what, page.say("evaluate"))
 
 
 def limits(page: Page, found: dict) -> None:
@@ -247,6 +247,10 @@ def counts(page: Page, found: dict) -> None:
         page.table(
             [page.say("class"), *splits], [[kind, *(row.get(s, 0) for s in splits)] for kind, row in classes.items()]
         )
+
+    series = manifest.get("series")
+    if series:
+        page.table(["series", *next(iter(series.values()))], [[name, *row.values()] for name, row in series.items()])
 
 
 def data_checks(page: Page, found: dict) -> None:

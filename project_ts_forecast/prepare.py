@@ -20,6 +20,7 @@ from project_ts_forecast.faults import chosen_settings, usual_settings, watch
 from project_ts_forecast.flags import layout_of, rules_of
 from project_ts_forecast.read import Layout
 from project_ts_forecast.repair import tell
+from project_ts_forecast.stamps import write_times
 
 
 def prepare(args: argparse.Namespace) -> tuple[Data, dict[str, SeriesWindow], dict]:
@@ -107,16 +108,28 @@ def usual_change(windows: SeriesWindow, channels: int) -> torch.Tensor:
     return (values[:, 1:] - values[:, :-1]).abs().mean((0, 1)).clamp(min=1e-6)
 
 
+def stamp_ranges(data: Data) -> dict[str, dict]:
+    """{series: {"rows", "first", "last"}}: the stamps as the file wrote them, or numbers of rows where it has none."""
+    found: dict[str, dict] = {}
+    for piece in data.pieces:
+        ends = piece.times()[[0, -1]]
+        first, last = write_times(ends, data.style) if data.style else ends.tolist()
+        held = found.setdefault(piece.name, {"rows": 0, "first": first})
+        held |= {"rows": held["rows"] + len(piece), "last": last}
+    return found
+
+
 def write_manifest(
     run_dir: Path, args: argparse.Namespace, data: Data, windows: dict[str, SeriesWindow], version: str
 ) -> None:
-    """data_manifest.json: what the data are, and what was found wrong with them."""
+    """data_manifest.json: what the data are, from when to when, and what was found wrong with them."""
     held = {
         "csv": str(args.csv),
         "data_version": version,
         "step": str(data.step),
         "found": dict(data.counts),
         "pieces": len(data.pieces),
+        "series": stamp_ranges(data),
         "split": args.split,
         "windows": {part: len(found) for part, found in windows.items()},
     }
