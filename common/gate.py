@@ -103,6 +103,7 @@ def measured(run_dir: Path, policy: dict, files: dict, store: Releases, incumben
         again, rows = scores, None
     else:
         checks.append(check("evaluation repeated", "; ".join(changes(scores, again))))
+    checks.append(check("test set", other_test_set(policy, again)))
     checks += within_bounds(policy, again)
     if rows is not None:
         checks += against(rows, package, command, store, incumbent, policy["baseline"])
@@ -123,6 +124,12 @@ def changes(recorded_scores: dict, again: dict) -> list[str]:
         if name not in was or name not in now or abs(was[name] - now[name]) > SAME * (1 + abs(now[name]))
     ]
     return other[:5] + ([f"and {len(other) - 5} more"] if len(other) > 5 else [])
+
+
+def other_test_set(policy: dict, scores: dict) -> str:
+    """Why the examples are not those that the policy names; empty where they are, or where it names none."""
+    wanted, found = policy.get("test_version", ""), str(scores.get("data_version"))
+    return "" if not wanted or found.startswith(wanted) else f"the test set is of data version {found}, wanted {wanted}"
 
 
 def within_bounds(policy: dict, scores: dict) -> list[dict[str, Any]]:

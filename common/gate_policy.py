@@ -20,6 +20,7 @@ from typing import Any
 
 from common.cli import UserError
 
+NAMES = ("test_set", "test_version")
 BOUNDS = ("quality", "calibration", "robustness", "coverage", "out_of_scope", "leaks", "data")
 OPTIONS = {
     "baseline": {"level": 0.95, "margin": 0.0, "slice_margin": 0.0, "min_slice": 30},
@@ -36,7 +37,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     section = found
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines ends lines at U+0085 too
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):
@@ -73,10 +74,12 @@ def _refuse(word: str) -> None:
 def read_policy(path: str | Path) -> dict[str, Any]:
     """The policy with its defaults. UserError for an unknown key (a misspelt bound would never hold), or no quality."""
     held = read_toml(path)
-    unknown = held.keys() - {"test_set", *BOUNDS, *OPTIONS}
+    unknown = held.keys() - {*NAMES, *BOUNDS, *OPTIONS}
     if unknown:
-        known = ", ".join(["test_set", *BOUNDS, *OPTIONS])
+        known = ", ".join([*NAMES, *BOUNDS, *OPTIONS])
         raise UserError(f"{path}: unknown {', '.join(sorted(unknown))}; wanted some of {known}")
+    if not isinstance(held.get("test_version", ""), str):
+        raise UserError(f'{path}: wanted test_version = "HEX", the start of data_version in metrics.json')
     if not isinstance(held.get("test_set"), str) or not held.get("quality"):
         raise UserError(f'{path}: wanted test_set = "NAME" (a part of metrics.json) and bounds under [quality]')
     for section in (name for name in BOUNDS if name in held):

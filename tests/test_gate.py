@@ -12,14 +12,20 @@ import pytest
 import torch
 
 from common import gate as gate_module
+from common import gate_integrity, generate_model_card
 from common.amp_ckpt import load_ckpt
 from common.cli import UserError
+from common.eval_rows import read_rows
 from common.gate import gate
+from common.gate_policy import read_policy
+from common.generate_model_card import cards
 from common.history import RegistryError
 from common.log import file_sha256
 from common.measure import package_of, without_places
+from common.paired import compare_rows
 from common.releases import Releases
-from tests.conftest import python, second_run
+from common.run_record import read_run
+from tests.conftest import ROOT, python, second_run
 
 POLICY = """
 test_set = "test"                               # of 18 photos
@@ -75,7 +81,8 @@ def test_the_verdict_of_a_good_run(passed):
     verdict = json.loads((passed / "run" / "gate.json").read_text())
     names = [check["name"] for check in verdict["checks"]]
     assert names == [
-        "files", "checkpoint", "record", "data record", "evaluation record", "evaluation repeated", "quality: accuracy",
+        "files", "checkpoint", "record", "data record", "evaluation record", "evaluation repeated", "test set",
+        "quality: accuracy",
         "quality: macro_f1", "calibration: after_temperature.ece", "robustness: robustness.mean_corruption_accuracy",
         "leaks: also_in_train", "baseline", "size", "golden replay", "latency", "data", "data as trained on",
         "provenance", "card",
@@ -325,6 +332,14 @@ def test_an_edited_verdict_is_worth_nothing(place):
         Releases(place / "registry").promote(f"vision@{Releases(place / 'registry').register(run)['version']}")
 
 
+def test_another_test_set_than_the_one_the_policy_names(place):
+    version = json.loads((place / "run/metrics.json").read_text())["eval"]["test"]["data_version"]
+    policy = read_policy(place / "gate.toml") | {"test_version": version[:16]}
+    assert gate_module.other_test_set(policy, {"data_version": version}) == ""
+    found = gate_module.other_test_set(policy, {"data_version": "0" * 64})
+    assert found == f"the test set is of data version {'0' * 64}, wanted {version[:16]}"
+
+
 def test_the_data_changed_since(place, colour_photos):
     extra = colour_photos / "train/red/later.png"
     shutil.copy(colour_photos / "train/red/0.png", extra)
@@ -378,3 +393,24 @@ def test_flags_that_say_where_are_left_out_of_a_repeated_evaluation():
     assert without_places(argv) == ["--val_root", "test", "--bs", "4"]
     with pytest.raises(UserError, match="project sound: found no package"):
         package_of("sound")
+
+
+@pytest.mark.parametrize("project", ["nlp", "ts"])
+def test_runs_of_texts_and_of_series_are_whole_and_comparable(project, tmp_path, request):
+    source = request.getfixturevalue({"nlp": "intent_run", "ts": "wave_run"}[project])
+    run, package = shutil.copytree(source, tmp_path / "run"), package_of(project)
+    flags = {"nlp": ["--val_jsonl", request.getfixturevalue("intent_texts") / "test.jsonl"], "ts": []}[project]
+    done = python(f"{package}.eval", "--ckpt", run / "best.pt", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "the data changed" not in done.stdout
+    found = {name: find(run, "test") for name, find in gate_integrity.INTEGRITY.items()}
+    assert found == {key: [] for key in found}
+    rows, scores = read_rows(run / "eval_rows_test.csv"), read_run(run)["eval"]["test"]
+    mean = scores["accuracy"] if project == "nlp" else scores["original"]["model"]["mase"]["all"]
+    assert scores["rows"]["mean"] == pytest.approx(mean, rel=1e-6)
+    policy = read_policy(ROOT / package / "gate.toml")
+    assert not any(check["found"] is None for check in gate_module.within_bounds(policy, scores))
+    assert not any(one["worse"] for one in compare_rows(rows, rows, min_slice=10))
+    generate_model_card.main(["--run_dir", str(run)])
+    assert "metrics" not in cards(run)[1]
+    assert gate_module.data_now(run, {"provenance": {"data_present": True}}) == []

@@ -61,7 +61,7 @@ GOOD = 'test_set = "test"\n[quality]\naccuracy = ">= 0.5"\n'
         ("[quality]\na = '>= 1'", "wanted \\[section\\] or KEY"),
         ('[quality]\naccuracy = ">= 0.5"', 'wanted test_set = "NAME"'),
         ('test_set = "test"', "bounds under \\[quality\\]"),
-        (GOOD + "[qualty]", "unknown qualty; wanted some of test_set, quality, calibration"),
+        (GOOD + "[qualty]", "unknown qualty; wanted some of test_set, test_version, quality"),
         (GOOD + "[budget]\np95_ms = 3", r"\[budget\] p95_ms = 3; wanted p99_ms, size_mb, requests"),
         (GOOD + "[budget]\np99_ms = true", r"\[budget\] p99_ms = True"),
         (GOOD + "[card]\ncomplete = 1", r"\[card\] complete = 1"),
