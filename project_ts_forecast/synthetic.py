@@ -15,7 +15,7 @@ import numpy as np
 
 from common.cli import UserError, command_parser, number, run
 
-START = np.datetime64("2024-01-01T00:00", "m")
+START = np.datetime64("2023-07-01T00:00", "m")
 WEEK, DAY = 168, 24  # hours
 
 
@@ -30,7 +30,7 @@ def smooth(rng: np.random.Generator, n: int, memory: float) -> np.ndarray:
 def temperature(rng: np.random.Generator, n: int) -> np.ndarray:
     """(n,) degrees Celsius: year, day, weather."""
     hours = np.arange(n)
-    year, day = -10 * np.cos(2 * np.pi * hours / (365.25 * DAY)), -4 * np.cos(2 * np.pi * (hours - 3) / DAY)
+    year, day = 10 * np.cos(2 * np.pi * hours / (365.25 * DAY)), -4 * np.cos(2 * np.pi * (hours - 3) / DAY)
     return 9 + year + day + 4 * smooth(rng, n, 0.985)
 
 
@@ -46,21 +46,18 @@ def load(rng: np.random.Generator, degrees: np.ndarray) -> np.ndarray:
     return level * shape * weekend * cold * drift * (1 + 0.03 * smooth(rng, len(hours), 0.5))
 
 
-def break_it(rng: np.random.Generator, values: np.ndarray) -> list[tuple[int, int]]:
-    """Three faults in the last 15 % of `values`, in place: spikes, a stuck sensor, a dip; (first, last) row of each."""
-    n, spans = len(values), []
-    places = np.linspace(0.86, 0.97, 3) * n + rng.uniform(-0.01, 0.01, 3) * n
-    for kind, first in zip(rng.permutation(3), places.astype(int), strict=True):
-        last = first + int(rng.integers(3, 12))
-        if kind == 0:
-            values[first:last] *= rng.uniform(2, 3)
-        elif kind == 1:
-            last = first + 36
-            values[first:last] = values[first]
-        else:
-            values[first:last] *= rng.uniform(0.1, 0.4)
-        spans.append((first, last))
-    return spans
+def break_it(rng: np.random.Generator, values: np.ndarray, kind: int) -> tuple[int, int]:
+    """One fault in the last 12 % of `values`, in place: spikes, a stuck sensor or a dip; its first and last row."""
+    first = int(rng.uniform(0.88, 0.97) * len(values))
+    last = first + int(rng.integers(4, 12))
+    if kind == 0:
+        values[first : last + 1] *= rng.uniform(1.8, 2.5)
+    elif kind == 1:
+        last = first + 36
+        values[first : last + 1] = values[first]
+    else:
+        values[first : last + 1] *= rng.uniform(0.1, 0.4)
+    return first, last
 
 
 def spoil(rng: np.random.Generator, rows: list[list[str]]) -> list[list[str]]:
@@ -83,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--out", default="data/ts", help="folder to write to")
     add("--meters", type=number(int, 1, 10_000), default=4, help="number of series")
-    add("--rows", type=number(int, 500), default=4000, help="hours of each")
+    add("--rows", type=number(int, 500), default=8000, help="hours of each")
     add("--seed", type=number(int, 0), default=0, help="same seed, same file")
     add("--force", action="store_true", help="write over an earlier file")
     args = parser.parse_args(argv)
@@ -98,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     with open(out / "demo.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["time", "meter", "load", "temperature"])
-        for meter in (f"meter{i + 1}" for i in range(args.meters)):
-            values = load(rng, degrees)
-            faults[meter] = [[stamps[a], stamps[b]] for a, b in break_it(rng, values)]
+        for i in range(args.meters):
+            meter, values = f"meter{i + 1}", load(rng, degrees)
+            faults[meter] = [[stamps[row] for row in break_it(rng, values, i % 3)]]
             rows = [[s, meter, f"{v:.3f}", f"{d:.2f}"] for s, v, d in zip(stamps, values, degrees, strict=True)]
             table.writerows(spoil(rng, rows))
     (out / "windows.json").write_text(json.dumps(faults, indent=1) + "\n")

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.monotonic()
     told = [vision(Path(args.data, "vision"), Path(args.runs, "vision"), args.small)]
     told.append(nlp(Path(args.data, "nlp"), Path(args.runs, "nlp"), args.small))
+    told.append(ts(Path(args.data, "ts"), Path(args.runs, "ts"), args.small))
     print(f"\nDone in {time.monotonic() - start:.0f} s.\n" + "\n".join(told))
 
 
@@ -68,6 +69,27 @@ def nlp(data: Path, runs: Path, small: bool) -> str:
         f"ECE {scores['after_temperature']['ece']:.1%}, out of scope: AUROC {scores['out_of_scope']['auroc']:.1%}\n"
         f"  the server said {answer['label']!r} ({answer['conf']:.0%}) of {text!r} in {answer['lat_ms']:.0f} ms\n"
         f"  {runs}: best.pt (the model), metrics.json (scores), preds.csv (predictions), mistakes.jsonl (worst errors)"
+    )
+
+
+def ts(data: Path, runs: Path, small: bool) -> str:
+    """The same for series: hourly readings of four meters, with their weather, gaps and faults."""
+    size, fit = ("--meters 2 --rows 1500", "--win 48 --epochs 1") if small else ("", "--win 168 --epochs 4 --lr 3e-3 --calendar")
+    columns = "--series_col meter --value_cols load --covariate_cols temperature"
+    command(f"project_ts_forecast.synthetic --out {data} --force {size}")
+    command(f"project_ts_forecast.train --csv {data}/demo.csv {columns} --h 24 --hidden 32 {fit} --run_dir {runs}")
+    command(f"project_ts_forecast.eval --ckpt {runs}/best.pt --labels {data}/windows.json")
+    command(f"project_ts_forecast.batch_predict --ckpt {runs}/best.pt --out {runs}/preds.csv")
+    row = {"series_id": "meter1", "time": "2025-06-01 12:00", "value": {"load": 120.5, "temperature": 18.0}}
+    answer = ask(f"project_ts_forecast.serve --ckpt {runs}/best.pt --port 0", "/observe", row)
+    scores = json.loads((runs / "metrics.json").read_text())["eval"]["test"]
+    mse = {name: part["mse"]["all"] for name, part in scores["scaled"].items()}
+    found = scores["anomalies"]
+    return (
+        f"ts: MSE {mse['model']:.3f} a day ahead, {mse['seasonal_naive']:.3f} by repeating the day before; "
+        f"{found['found']} of {found['events']} faults found, {found['false_alarms']} false alarms\n"
+        f"  the server gave the row of {row['time']} the anomaly score {answer['score']} in {answer['lat_ms']:.0f} ms\n"
+        f"  {runs}: best.pt (the model), metrics.json (scores), preds.csv (forecasts)"
     )
 
 
