@@ -18,7 +18,7 @@ from project_ts_forecast.inference import Predictor
 from project_ts_forecast.watch import past_features
 
 GAINS = torch.linspace(0, 1, 11).tolist()
-LEAST_GAIN = 0.002  # share of the squared error that a correction has to save, or it is left out
+LEAST_GAIN = 0.01  # share of the squared error that a correction has to save in both halves, or it is left out
 
 
 def collect(predictor: Predictor, windows: SeriesWindow, bs: int) -> dict[str, Tensor]:
@@ -51,14 +51,27 @@ def validate(predictor: Predictor, windows: SeriesWindow, bs: int, base: Tensor 
     held = collect(predictor, windows, bs)
     if base is not None:
         whole = held["out"][..., held["out"].shape[-1] // 2]
-        errors = [_mse(torch.lerp(base, whole, gain), held["y"]) for gain in GAINS]
-        gain = GAINS[errors.index(min(errors))]
-        model.gain.fill_(gain if min(errors) < errors[0] * (1 - LEAST_GAIN) else 0.0)
+        model.gain.fill_(best_gain(base, whole, held["y"]))
         held = collect(predictor, windows, bs)
     middle = held["out"][..., held["out"].shape[-1] // 2]
     scores = {"val_mse": _mse(middle, held["y"]), "val_mae": (middle - held["y"]).abs().nanmean().item()}
     scores["val_loss"] = loss_of(held["out"], held["y"], model.levels.cpu(), kind).item()
     return scores | {"gain": float(model.gain)}, held
+
+
+def best_gain(base: Tensor, whole: Tensor, y: Tensor) -> float:
+    """How much of the way from `base` to `whole`, forecasts (N, h, K), serves y best; 0 if it does not serve it surely.
+
+    Neighbouring windows share most of their truths, so a small gain on all of them is easily chance: it has to be there
+    in the first and in the second half of the windows.
+    """
+    errors = [_mse(torch.lerp(base, whole, gain), y) for gain in GAINS]
+    gain = GAINS[errors.index(min(errors))]
+    for half in (slice(None, len(y) // 2), slice(len(y) // 2, None)):
+        found, without = (_mse(torch.lerp(base[half], whole[half], share), y[half]) for share in (gain, 0.0))
+        if not found < without * (1 - LEAST_GAIN):
+            return 0.0
+    return gain
 
 
 def _mse(predicted: Tensor, y: Tensor) -> float:

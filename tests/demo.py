@@ -74,7 +74,11 @@ def nlp(data: Path, runs: Path, small: bool) -> str:
 
 def ts(data: Path, runs: Path, small: bool) -> str:
     """The same for series: hourly readings of four meters, with their weather, gaps and faults."""
-    size, fit = ("--meters 2 --rows 1500", "--win 48 --epochs 1") if small else ("", "--win 168 --epochs 4 --lr 3e-3 --calendar")
+    size, fit = (
+        ("--meters 2 --rows 1500", "--win 48 --epochs 1")
+        if small
+        else ("", "--win 168 --epochs 4 --lr 3e-3 --calendar")
+    )
     columns = "--series_col meter --value_cols load --covariate_cols temperature"
     command(f"project_ts_forecast.synthetic --out {data} --force {size}")
     command(f"project_ts_forecast.train --csv {data}/demo.csv {columns} --h 24 --hidden 32 {fit} --run_dir {runs}")

@@ -61,6 +61,25 @@ def test_the_commands_for_your_own_texts(tmp_path):
     assert [name for name in wanted if not (tmp_path / "runs" / "nlp" / name).exists()] == []
 
 
+@pytest.mark.slow
+def test_the_commands_for_your_own_series(tmp_path):
+    steps = BLOCKS["series"].strip().splitlines()
+    assert len(steps) == 4
+    for step in steps:
+        small = " --meters 2 --rows 2400" if ".synthetic " in step else " --epochs 1" if ".train " in step else ""
+        done = shell(step + small, tmp_path)
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+    wanted = ["best.pt", "last.pt", "train.jsonl", "metrics.json", "data_manifest.json", "preds.csv", "forecast.png"]
+    assert [name for name in wanted if not (tmp_path / "runs" / "ts" / name).exists()] == []
+    with served(BLOCKS["serve_series"].strip(), tmp_path) as port:
+        observe, past, forecast = BLOCKS["curl_series"].strip().replace("8082", port).splitlines()
+        seen = json.loads(shell(observe, tmp_path).stdout)
+        assert shell(past, tmp_path).returncode == 0
+        answer = json.loads(shell(forecast, tmp_path).stdout)
+    assert (seen["anomaly"], seen["rows_wanted"]) == (False, 167)
+    assert len(answer["pred"]) == len(answer["lower"]) == len(answer["quantiles"]["0.5"]) == 24
+
+
 @contextmanager
 def served(line: str, folder: Path, flags: str = "") -> Iterator[str]:
     """Run a serve command of the README on a free port until the block ends; its port."""
@@ -136,6 +155,7 @@ def test_make_demo_runs_the_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "vision: accuracy" in done.stdout
     assert "nlp: accuracy" in done.stdout
+    assert "ts: MSE" in done.stdout
     assert "SIGTERM → exit status 0" in done.stdout
 
 

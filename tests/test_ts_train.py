@@ -13,6 +13,7 @@ from common.amp_ckpt import load_ckpt
 from common.log import read_jsonl
 from project_ts_forecast import train
 from project_ts_forecast.batch_predict import series_of
+from project_ts_forecast.calibrate import best_gain
 from project_ts_forecast.conformal import pair_scores, radii, rolling_radii, widen
 from project_ts_forecast.data import SeriesWindow
 from project_ts_forecast.inference import Predictor
@@ -223,3 +224,15 @@ def test_many_series_in_bounded_memory(tmp_path, monkeypatch):
         assert np.array_equal(one.values, other.values)
         assert np.array_equal(one.times, other.times)
         assert np.array_equal(one.rows, other.rows)
+
+
+def test_a_correction_counts_only_where_it_helps_in_both_halves():
+    rng = np.random.default_rng(0)
+    y = torch.from_numpy(rng.normal(size=(400, 3, 1)))
+    base, noise = y + torch.from_numpy(rng.normal(size=y.shape)), torch.from_numpy(rng.normal(size=y.shape))
+    assert best_gain(base, base + noise, y) == 0.0
+    assert best_gain(base, y, y) == 1.0
+    assert best_gain(base, 2 * y - base, y) == 0.5
+    late = base.clone()
+    late[200:] = y[200:]
+    assert best_gain(base, late, y) == 0.0
