@@ -37,6 +37,7 @@ PRESETS = {
     "quick": {},  # the flags' own defaults
     "accurate": {"epochs": 0, "patience": 0},
 }
+EMBEDDED = 13_000_000  # weights of n-gram embeddings for `--hidden 0`: their optimiser takes a quarter of a step
 TEXTS_SEEN = 180_000  # by `--epochs 0`, within 5 to 30 epochs
 toggle = argparse.BooleanOptionalAction
 whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
@@ -95,7 +96,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     look("--max_vocab", type=number(int, 258), default=30000, help="most tokens")
     look("--letters", type=number(int, 2, 9), default=5, help="longest n-gram of letters")
     look("--word_runs", type=number(int, 0, 5), default=2, help="longest n-gram of words")
-    look("--max_ngrams", type=whole, default=50000, help="most n-grams; the frequent ones are kept")
+    look("--max_ngrams", type=whole, default=200000, help="most n-grams; the frequent ones are kept")
     look("--gram_drop", type=number(float, 0, 0.95), default=0.4, help="share of n-grams left out in a training step")
     look(
         "--token_drop", type=number(float, 0, 0.95), default=0.2, help="share of tokens made unknown in a training step"
@@ -109,7 +110,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     net("--arch", choices=ARCHS, default="ngram+textcnn", help="nets whose answers are averaged")
     net("--dim", type=whole, default=128, help="size of token embeddings")
     net("--channels", type=whole, default=256, help="of each convolution")
-    net("--hidden", type=whole, default=256, help="size of n-gram embeddings")
+    net("--hidden", type=count, default=0, help="size of n-gram embeddings; 0: 32 to 256, the fewer the more n-grams")
     net("--dropout", type=number(float, 0, 0.95), default=0.5, help="before each net's last layer")
     net("--epochs", type=count, default=10, help=f"passes over the train set; 0: 5 to 30, for {TEXTS_SEEN} texts")
     net("--bs", type=number(int, 2), default=256, help="texts per step; fewer where an epoch would have under 20 steps")
@@ -224,6 +225,7 @@ def describe(
     n = len(train_set)
     found = {"epochs": args.epochs or min(max(round(TEXTS_SEEN / n), 5), 30), "bs": min(args.bs, max(2, n // 20))}
     found |= {"val_jsonl": str(val_set.path), "held_out": val_set.path == train_set.path}  # data_texts.csv says which
+    found["hidden"] = args.hidden or min(max(EMBEDDED // max(1, len(encoder.ngrams)), 32), 256)
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)
     return config, {"classes": train_set.classes, "encoder": encoder.assets()}
 
