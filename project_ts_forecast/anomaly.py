@@ -30,7 +30,7 @@ PERIOD = 0.2  # weight of the newest day or week in a profile: some five of them
 SLOT, DAY, WEEK = 300, 86400, 604800  # seconds; a profile holds one level per slot
 DECADES = 6.0  # -log10(probability) at which the score is 1
 LARGEST = 1e150  # what is larger, like an infinity, counts as missing: its residual could overflow
-NULL = (0.7, 0.65)  # -log10(probability) = NULL[0] + NULL[1] * sum, from simulated series without anomalies
+NULL = (1.0, 0.5)  # -log10(probability) = NULL[0] + NULL[1] * sum, from simulated series without anomalies
 
 
 class Reading(NamedTuple):

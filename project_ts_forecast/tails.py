@@ -13,8 +13,8 @@ import math
 
 TAIL = 0.02  # the share of rows, on either side, whose size is described by the tail
 MEMORY = 5000  # rows after which the past fades
-WARM = 100  # values that a tail is first set from; before that it finds nothing unusual
-HEAVY = 5  # excesses that a tail counts as known from, at most: no history proves a tail to be light
+WARM = 200  # values that a tail is first set from; before that it finds nothing unusual
+HEAVY = 10  # excesses that a tail counts as known from, at most: no history proves a tail to be light
 RECENT = 0.02  # weight of the newest row in a level or a smoothed residual: some fifty rows
 CLIP = 10.0  # how many mean absolute residuals, or mean excesses, one row may count for
 
@@ -105,29 +105,24 @@ class Residual:
 class Flat:
     """How unusual it is that a value still repeats itself, beside the runs of equal values that have ended."""
 
-    __slots__ = ("rows", "run", "squares")
+    __slots__ = ("rows", "run", "said", "squares")
 
     def __init__(self):
-        self.run, self.rows, self.squares = 0, 0.0, 0.0
+        self.run, self.said, self.rows, self.squares = 0, 0, 0.0, 0.0
 
     def excess(self, repeats: bool) -> float:
         """-log10(p / TAIL) of the present run if it is that long, else 0.
 
         `p = (1 + run / (HEAVY * mean))^-HEAVY`, `mean` being the mean length of the run that a row of the past lay in.
-        A run teaches when it ends; one that never ends, each time it has become a hundred such means longer.
+        Of a run that goes on, this is news for fifty rows from where it is beyond doubt; then it adds nothing more.
         """
         if not repeats:
-            self._learn()
+            fade = min(1.0, MEMORY / (self.rows + self.run)) if self.run else 1.0
+            self.rows, self.squares = fade * (self.rows + self.run), fade * (self.squares + self.run**2)
+            self.run = self.said = 0
         self.run += 1
         if self.rows < WARM:
             return 0.0
-        mean = self.squares / self.rows
-        found = HEAVY * math.log10(1 + self.run / (HEAVY * mean)) + math.log10(TAIL)
-        if self.run >= 100 * mean:
-            self._learn()
-        return max(0.0, found)
-
-    def _learn(self) -> None:
-        fade = min(1.0, MEMORY / (self.rows + self.run)) if self.run else 1.0
-        self.rows, self.squares = fade * (self.rows + self.run), fade * (self.squares + self.run**2)
-        self.run = 0
+        found = HEAVY * math.log10(1 + self.run * self.rows / (HEAVY * self.squares)) + math.log10(TAIL)
+        self.said += found > 4
+        return found if 0 < found and self.said <= 50 else 0.0
