@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from project_ts_forecast.tails import CLIP, MEMORY, RECENT, Flat, Residual, Tail
+from project_ts_forecast.tails import CLIP, MEMORY, RECENT, SETTLE, WARM, Flat, Residual, Tail
 
 PERIOD = 0.2  # weight of the newest day or week in a profile: some five of them
 SLOT, DAY, WEEK = 300, 86400, 604800  # seconds; a profile holds one level per slot
@@ -64,11 +64,11 @@ class Channel:
         "week",
     )
 
-    def __init__(self):
+    def __init__(self, warm: int = WARM):
         self.n, self.level, self.last, self.now, self.usual = 0, 0.0, None, 0.0, 0.0
         self.day, self.week = {}, {}  # slot: level
-        self.by_level, self.by_day, self.by_week, self.by_forecast = Residual(), Residual(), Residual(), Residual()
-        self.value, self.mean, self.activity, self.flat = Tail(), Tail(), Tail(), Flat()
+        self.by_level, self.by_day, self.by_week, self.by_forecast = (Residual(warm) for _ in range(4))
+        self.value, self.mean, self.activity, self.flat = Tail(warm), Tail(warm), Tail(warm), Flat(warm)
 
     def excess(self, time: float | None, x: float, adjacent: bool, forecast: float) -> tuple[float, str | None]:
         """The sum over what is looked at, and the name of the largest part; then the row is learnt."""
@@ -120,8 +120,9 @@ def _against_profile(
 class AnomalyDetector:
     """Scores rows as they come; see the module's docstring.
 
-    `channels`: their names. `probation`: rows of the stream that only teach. `mute`: rows without score after an
-    alarm, a fifth of the probation if None. `threshold`: the score from which a row is an alarm.
+    `channels`: their names. `probation`: rows of the stream that only teach; from 300 on the scale of the score holds,
+    with fewer it is rough. `mute`: rows without score after an alarm, a fifth of the probation if None. `threshold`:
+    the score from which a row is an alarm.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class AnomalyDetector:
         self.channels, self.probation, self.mute, self.threshold = list(channels), probation, mute, threshold
         self.rows, self.muted, self.time, self.step = 0, 0, None, None
         self.last = Reading(0.0, False, None, None, 0.0)
-        self._known = [Channel() for _ in channels]
+        warm = min(WARM, max(20, probation - SETTLE - 2))  # so that all tails are set when the probation ends
+        self._known = [Channel(warm) for _ in channels]
 
     def update(self, time: float | None, values: Sequence[float], residuals: Sequence[float] | None = None) -> Reading:
         """Score one row of one value per channel, then learn it.

@@ -13,9 +13,10 @@ import math
 
 TAIL = 0.02  # the share of rows, on either side, whose size is described by the tail
 MEMORY = 5000  # rows after which the past fades
-WARM = 200  # values that a tail is first set from; before that it finds nothing unusual
+WARM = 200  # values that a tail is first set from, if the probation has so many; until then nothing is unusual
 HEAVY = 10  # excesses that a tail counts as known from, at most: no history proves a tail to be light
 RECENT = 0.02  # weight of the newest row in a level or a smoothed residual: some fifty rows
+SETTLE = 10  # residuals before their smoothed value means anything
 CLIP = 10.0  # how many mean absolute residuals, or mean excesses, one row may count for
 
 
@@ -28,17 +29,17 @@ class Tail:
     moves either far.
     """
 
-    __slots__ = ("first", "floor", "high", "high_mean", "low", "low_mean", "n")
+    __slots__ = ("first", "floor", "high", "high_mean", "low", "low_mean", "n", "warm")
 
-    def __init__(self):
-        self.n, self.first, self.floor = 0, [], 0.0
+    def __init__(self, warm: int = WARM):
+        self.warm, self.n, self.first, self.floor = warm, 0, [], 0.0
         self.high = self.high_mean = self.low = self.low_mean = 0.0
 
     def excess(self, x: float) -> float:
         """-log10(p / TAIL) of `x` if it lies beyond a threshold, else 0; then `x` is learnt."""
         if self.first is not None:
             self.first.append(x)
-            if len(self.first) == WARM:
+            if len(self.first) == self.warm:
                 self._start()
             return 0.0
         self.n = min(self.n + 1, MEMORY)
@@ -64,10 +65,10 @@ class Tail:
         return found, threshold + mean * (1 - TAIL) / k, max(learnt, self.floor)
 
     def _start(self) -> None:
-        """Thresholds and mean excesses of the first WARM values."""
-        values, self.n, self.first = sorted(self.first), WARM, None
-        k = round(TAIL * WARM)
-        middle, self.low, self.high = values[WARM // 2], values[k], values[-k - 1]
+        """Thresholds and mean excesses of the first values."""
+        values, self.n, self.first = sorted(self.first), self.warm, None
+        k = max(1, round(TAIL * self.warm))
+        middle, self.low, self.high = values[self.warm // 2], values[k], values[-k - 1]
         # what hardly varied has some spread all the same, not none
         self.floor = max(1e-3 * (self.high - self.low), 1e-9 * abs(middle))
         self.high_mean = max(_at_most(sum(values[-k:]) / k - self.high, self.high - middle), self.floor)
@@ -87,8 +88,8 @@ class Residual:
 
     __slots__ = ("n", "scale", "shift", "smooth", "spike")
 
-    def __init__(self):
-        self.n, self.scale, self.smooth, self.spike, self.shift = 0, 0.0, 0.0, Tail(), Tail()
+    def __init__(self, warm: int = WARM):
+        self.n, self.scale, self.smooth, self.spike, self.shift = 0, 0.0, 0.0, Tail(warm), Tail(warm)
 
     def excess(self, residual: float) -> tuple[float, float, float]:
         """What the residual adds as a spike and as a shift, and the residual clipped, for what learns from it."""
@@ -99,16 +100,16 @@ class Residual:
         self.scale += max(RECENT / 2, 1 / self.n) * (min(size, 2 * limit) - self.scale)
         clipped = max(-limit, min(limit, residual))
         self.smooth += max(RECENT, 1 / self.n) * (clipped - self.smooth)
-        return self.spike.excess(residual), self.shift.excess(self.smooth) if self.n > 10 else 0.0, clipped
+        return self.spike.excess(residual), self.shift.excess(self.smooth) if self.n > SETTLE else 0.0, clipped
 
 
 class Flat:
     """How unusual it is that a value still repeats itself, beside the runs of equal values that have ended."""
 
-    __slots__ = ("rows", "run", "said", "squares")
+    __slots__ = ("rows", "run", "said", "squares", "warm")
 
-    def __init__(self):
-        self.run, self.said, self.rows, self.squares = 0, 0, 0.0, 0.0
+    def __init__(self, warm: int = WARM):
+        self.warm, self.run, self.said, self.rows, self.squares = warm, 0, 0, 0.0, 0.0
 
     def excess(self, repeats: bool) -> float:
         """-log10(p / TAIL) of the present run if it is that long, else 0.
@@ -121,8 +122,8 @@ class Flat:
             self.rows, self.squares = fade * (self.rows + self.run), fade * (self.squares + self.run**2)
             self.run = self.said = 0
         self.run += 1
-        if self.rows < WARM:
+        if self.rows < self.warm:
             return 0.0
         found = HEAVY * math.log10(1 + self.run * self.rows / (HEAVY * self.squares)) + math.log10(TAIL)
         self.said += found > 4
-        return found if 0 < found and self.said <= 50 else 0.0
+        return max(0.0, found) if self.said <= 50 else 0.0

@@ -141,6 +141,19 @@ def test_a_value_that_sticks_is_told_once():
     assert detect(stamps(8000), values).flag[1700:].sum() <= 4
 
 
+@pytest.mark.parametrize("rows", [32, 64])
+def test_a_short_past_tells_what_is_far_out_and_not_much_else(rows):
+    """A request's own past, of a forecast's window, has no more rows."""
+    false = 0
+    for seed in range(20):
+        values = series("normal", rows + 11, seed)
+        found = detect(stamps(len(values)), values, probation=rows)
+        false += found.flag.sum()
+        values[-1] += 30
+        assert detect(stamps(len(values)), values, probation=rows, mute=0).flag[-1]
+    assert false <= 5
+
+
 def test_what_is_usual_at_another_hour_is_an_anomaly():
     """Nothing in the night is beyond the range of the day, or moves faster."""
     rng = np.random.default_rng(0)
