@@ -113,7 +113,8 @@ class Sessions:
         with self.lock:
             session = self.held.get(series_id)
             if session is None or session.detector.channels != predictor.columns[: predictor.outputs]:
-                session = Session(AnomalyDetector(predictor.columns[: predictor.outputs]))
+                settings = predictor.assets["anomaly"]
+                session = Session(AnomalyDetector(predictor.columns[: predictor.outputs], **settings))
             for name, value in predictor.assets["anomaly"].items():  # of the model served now
                 setattr(session.detector, name, value)
             reading = self._take(session, time, values, predictor)
