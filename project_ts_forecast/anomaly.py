@@ -12,8 +12,9 @@ sum of the channel. The sum becomes a probability by a line fitted on simulated 
 `score = -log10(probability) / 6`: 0.5 is one row in a thousand, 1 is one in a million or rarer, whatever the series.
 
 Nothing is fitted in advance and no later row is read. Every estimate moves by a bounded step, so an anomaly of any
-size cannot blind it, and a change that stays is learnt within some fifty rows. The state is a few numbers per channel
-and one level per five minutes of the week, however long the stream.
+size cannot blind it, and a change that stays is learnt within some fifty rows. What climbs without end is always new:
+give its differences instead. The state is a few numbers per channel and one level per five minutes of the week,
+however long the stream.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ class Channel:
         """How unusual the mean step of late is beside the mean step of long ago: noisier, or flat."""
         self.now += max(RECENT, 1 / self.n) * (moved - self.now)
         self.usual += max(1 / MEMORY, 1 / self.n) * (min(moved, CLIP * self.usual or moved) - self.usual)
-        return self.activity.excess(math.log(self.now / self.usual + 1e-3)) if self.usual > 0 else 0.0
+        if self.usual == 0:
+            return 0.0
+        return self.activity.excess(math.log(1e-3 + min(self.now / self.usual, 1e9)))
 
 
 def _against_profile(

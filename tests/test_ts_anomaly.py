@@ -214,6 +214,16 @@ def test_missing_values_are_neither_scored_nor_learnt():
     assert np.abs(np.delete(with_hole.raw, 700) - found.raw).max() < 0.1
 
 
+def test_the_largest_and_smallest_numbers_leave_no_nan_behind():
+    values = series("normal", 1500)
+    values[:400] *= 1e-300
+    values[[600, 700, 800]] = [9e149, -9e149, 1e-300]
+    detector = AnomalyDetector()
+    for time, value in zip(stamps(1500).tolist(), values.tolist(), strict=True):
+        assert 0 <= detector.update(time, [value]).raw <= 1
+    json.dumps(detector.state_dict(), allow_nan=False)
+
+
 def test_a_gap_of_weeks_is_no_anomaly():
     values, times = series("daily", 4000), stamps(4000)
     times[2000:] += 3 * 7 * 86400
