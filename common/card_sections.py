@@ -17,6 +17,7 @@ from common.card_page import Page
 from common.rollout import Plan
 from common.run_record import scalars
 
+LICENCES = {"mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "gpl-3.0"}
 WEAKEST = 40  # slices that are shown
 CALIBRATION = ("before_temperature", "after_temperature", "temperature", "intervals", "out_of_scope")
 NOT_COUNTS = {"data_version", "roots", "classes", "series", "duplicates", "duplicate_examples", "skipped", "files"}
@@ -36,7 +37,9 @@ def front_matter(page: Page, found: dict) -> None:
         if headline(scores)
     ]
     held = {"library_name": "pytorch", "pipeline_tag": task, "tags": ["ml-e2e", run["project"]], "language": page.lang}
-    held |= {"license": "other", "license_name": facts["licence"]} if facts.get("licence") else {}
+    if licence := facts.get("licence"):
+        known = licence.lower() in LICENCES
+        held |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
     held |= {"model-index": [{"name": name_of(run), "results": results}]} if results else {}
     page.lines += ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in held.items()), "---"]
     page.text(f"# {page.say('model card')}: {name_of(run)}")

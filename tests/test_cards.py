@@ -30,7 +30,7 @@ def test_the_hub_reads_the_card(run):
     assert results["macro_f1"].metric_value == scores["macro_f1"]
     assert results["accuracy"].task_type == "image-classification"
     assert (results["accuracy"].dataset_name, results["accuracy"].dataset_split) == ("vision test", "test")
-    assert card.data.to_dict()["license_name"] == "MIT"
+    assert card.data.license == "mit"
     assert card.data.model_name == f"vision-{read_run(run)['checkpoint']['sha256'][:12]}"
     assert hub.repocard_data.model_index_to_eval_results(card.data.to_dict()["model-index"])[0] == card.data.model_name
 
