@@ -186,14 +186,14 @@ def limits(page: Page, found: dict) -> None:
 def monitoring(page: Page, found: dict) -> None:
     """What rings when it is served."""
     page.head("monitoring")
-    policy = found["monitoring"]
-    if policy is None:
-        page.miss("alarm policy", f"{found['package']}/monitoring.json")
+    file = f"{found['package']}/monitoring.json"
+    if found["alarms"] is None:
+        page.miss("alarm policy", file)
         return
-    page.text(page.say("monitoring text", file=f"{found['package']}/monitoring.json"))
-    page.text("```json")
-    page.text(json.dumps(policy, indent=1, ensure_ascii=False))
-    page.text("```")
+    page.text(page.say("monitoring text", file=file))
+    names = ("name", "threshold", "min_samples", "consecutive", "severity", "runbook")
+    rows = [[getattr(alarm, name) for name in names] for alarm in found["alarms"]]
+    page.table([page.say(f"alarm {name}") for name in names], rows)
 
 
 def deployment(page: Page, found: dict) -> None:

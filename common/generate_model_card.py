@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import card_sections
+from common.amp_ckpt import load_ckpt
 from common.card_page import Page
 from common.card_words import LANGUAGES
 from common.ckpt_file import replace_file
@@ -22,7 +23,8 @@ from common.data_versions import read_manifest
 from common.eval_rows import read_rows
 from common.gate_policy import read_toml
 from common.measure import CODE, package_of
-from common.policy import read_policy
+from common.policy import make_alarms, read_policy
+from common.reference import thresholds
 from common.run_record import read_json, read_run, write_json
 
 FACTS = ("task", "intended_use", "out_of_scope_use", "limits", "licence", "contact", "data_source", "data_licence")
@@ -75,13 +77,14 @@ def collect(run_dir: Path) -> dict[str, Any]:
     for name, scores in record["eval"].items():
         if isinstance(scores.get("rows"), dict) and (run_dir / scores["rows"]["file"]).exists():
             rows[name] = read_rows(run_dir / scores["rows"]["file"])
-    policy = CODE / package / "monitoring.json"
+    watched = CODE / package / "monitoring.json"
+    policy = read_policy(watched) if watched.exists() else None
     return {
         "run": record,
         "package": package,
         "manifest": read_manifest(run_dir),
         "rows": rows,
-        "monitoring": read_policy(policy) if policy.exists() else None,
+        "alarms": policy and make_alarms(policy, thresholds(load_ckpt(run_dir / "best.pt")["reference"], policy)),
         **read_json(run_dir / "card.json"),
     }
 

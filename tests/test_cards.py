@@ -12,8 +12,9 @@ from common import generate_model_card
 from common.card_words import LANGUAGES, WORDS
 from common.cli import UserError
 from common.generate_model_card import card_problems, cards
+from common.rollout import Plan
 from common.run_record import read_run
-from tests.conftest import FACTS, python
+from tests.conftest import FACTS, ROOT, python
 
 
 @pytest.fixture
@@ -59,6 +60,11 @@ def test_every_number_is_that_of_an_artefact(run):
         "intended data training metrics slices calibration robustness limits monitoring deployment provenance reproduce"
     )
     assert heads == [WORDS[key][0] for key in wanted.split()]
+    policy = json.loads((ROOT / "project_vision_cls" / "monitoring.json").read_text())
+    assert f"| drift_label | {policy['drift']['label']['effect']} | " in text
+    assert f"| accuracy_drop | {policy['levels']['accuracy_drop']['threshold']} | " in text
+    assert f"--stages {','.join(map(str, Plan().stages))}`" in text
+    assert "`python -m common.registry rollback vision`" in text
     data = (run / "DATA_CARD.md").read_text()
     assert "| red | 20 | 8 |" in data
     assert found["data_version"] in data
