@@ -68,10 +68,10 @@ class Ngrams:
         return {"keys": keys, "idf": idf, "letters": list(self.letters), "words": self.words}
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Texts, their words one blank apart → known n-grams (N,), weights (N,), and a text's known and all (B,), (B,).
+        """Known n-grams (N,) of texts, text by text, and their weights (N,); how many each text has, known and in all.
 
-        The weights of a text are its n-grams' idf over their Euclidean length: long and short texts weigh alike.
-        A text without a known n-gram has none.
+        The words of the texts stand one blank apart. The weights of a text are its n-grams' idf over their Euclidean
+        length: long and short texts weigh alike.
         """
         parts = [self._encode(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]
         ids, weights, counts, totals = (np.concatenate(part) for part in zip(*parts, strict=True))
