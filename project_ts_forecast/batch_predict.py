@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from common.amp_ckpt import load_ckpt
 from common.cli import UserError, command_parser, number, run
 from common.log import Progress
-from project_ts_forecast.data import raws_of, read_raws
+from project_ts_forecast.data import read_raws
 from project_ts_forecast.flags import layout_of, rules_of
 from project_ts_forecast.inference import Predictor
 from project_ts_forecast.read import Layout, read_blocks
@@ -72,13 +72,17 @@ def series_of(path: str | Path, layout: Layout) -> Iterator[Raw]:
     numbers: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="series-") as folder:
         for block in read_blocks(path, layout):
-            for raw in raws_of(block, layout):
-                line = numbers.setdefault(raw.name, len(numbers))
-                part = np.empty(len(raw.rows), record)
-                part["series"], part["row"], part["values"] = line, raw.rows, raw.values
-                part["time"] = 0 if raw.times is None else raw.times
-                with open(Path(folder, str(line // TOGETHER)), "ab") as file:
-                    part.tofile(file)
+            found, first, which = np.unique(block.series, return_index=True, return_inverse=True)
+            lines = np.empty(len(found), np.int32)
+            for i in np.argsort(first):  # in the order in which they appear
+                lines[i] = numbers.setdefault(str(found[i]), len(numbers))
+            part = np.empty(len(block.rows), record)
+            part["series"], part["row"], part["values"] = lines[which], block.rows, block.values
+            part["time"] = 0 if block.times is None else block.times
+            part = part[np.argsort(part["series"] // TOGETHER, kind="stable")]
+            for piece in np.split(part, np.flatnonzero(np.diff(part["series"] // TOGETHER)) + 1):
+                with open(Path(folder, str(piece["series"][0] // TOGETHER)), "ab") as file:
+                    piece.tofile(file)
         names = list(numbers)
         for bucket in range(-(-len(names) // TOGETHER)):
             held = np.fromfile(Path(folder, str(bucket)), record)
