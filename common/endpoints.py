@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,12 @@ def json_reply(value: object, status: int = 200, headers: tuple = ()) -> Reply:
 
 def error_reply(error: HttpError) -> Reply:
     """The one shape of every error: {"error": words}."""
-    return json_reply({"error": error.message}, error.status, error.headers)
+    return _error_reply(error.message, error.status, error.headers)
+
+
+@lru_cache(maxsize=64)  # a crowd that is turned away gets the same words by the thousand
+def _error_reply(message: str, status: int, headers: tuple) -> Reply:
+    return json_reply({"error": message}, status, headers)
 
 
 def later(server, connection, answer: Awaitable, reply: Callable[[object], Reply]) -> Job:

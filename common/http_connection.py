@@ -21,7 +21,7 @@ LINGER_S = 1.0  # a client that gets its last answer may read it this long
 PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client: its requests are answered one at a time, in order."""
 
     def __init__(self, server):
@@ -47,10 +47,13 @@ class Connection(asyncio.Protocol):
             self.job.abandoned = True
             self.server.jobs.discard(self.job)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.server.received  # the same for all: `buffer_updated` comes next, and copies what arrived
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self.closing:  # refused: what still arrives is dropped
             return
-        self.parser.feed(data)
+        self.parser.feed(self.server.received[:nbytes])
         if (self.job or not self.writable) and self.parser.buffered > PAUSE_BYTES:
             self.transport.pause_reading()
         self.advance()
@@ -97,8 +100,8 @@ class Connection(asyncio.Protocol):
     def _handle(self, body: bytes) -> None:
         try:
             if self.refusal:
-                raise self.refusal
-            if self.endpoint.page:
+                self.send(error_reply(self.refusal))
+            elif self.endpoint.page:
                 self.send(self.endpoint.page(self.request, body))
             else:
                 self.job = self.endpoint.accept(self, body)
@@ -128,7 +131,10 @@ class Connection(asyncio.Protocol):
         """Send the answer of the job, then go on with what was pipelined behind it."""
         self.send(reply)
         self.transport.resume_reading()
-        self.advance()
+        if self.parser.buffered:
+            self.advance()
+        else:
+            self._watch_time()
 
     def refuse(self, error: HttpError) -> None:
         """Answer a request that was not read to its end, and close."""

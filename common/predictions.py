@@ -160,21 +160,22 @@ class PlainJson:
     errors_by_item = True
 
     def __init__(self, route: Route):
-        self.route = route
+        self.route, self.keys = route, {route.key, route.list_key, "items"}
 
     def read(self, job: Prediction) -> list:
         """The items of the body; HttpError 400 where it is not of that shape."""
         body, route = load_json(job.body), self.route
         if isinstance(body, dict) and body.keys() & route.whole.get("properties", {}).keys() - {route.key}:
             return [body]
-        keys = [key for key in {route.key: 0, route.list_key: 0, "items": 0} if isinstance(body, dict) and key in body]
+        keys = self.keys & body.keys() if isinstance(body, dict) else ()
         if len(keys) != 1:
             raise HttpError(400, f'wanted one JSON object with either "{route.key}" or "{route.list_key}"')
-        if keys[0] == route.key:
-            return [body[route.key]]
-        job.is_list, items = True, body[keys[0]]
+        (key,) = keys
+        if key == route.key:
+            return [body[key]]
+        job.is_list, items = True, body[key]
         if not isinstance(items, list) or not items:
-            raise HttpError(400, f'"{keys[0]}": wanted a list of one item or more')
+            raise HttpError(400, f'"{key}": wanted a list of one item or more')
         return items
 
     def write(self, job: Prediction, extra: dict) -> Reply:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -45,6 +46,7 @@ from common.workers import WorkerLink, worker_settings
 
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
+RECEIVE_BYTES = 262144  # that one read of a socket may bring
 LATENCY_WINDOW = 512  # answers whose p95 is shown
 REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
 REASONS |= {503: "unavailable"}
@@ -61,6 +63,7 @@ class Server:
         )
         self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
+        self.received = memoryview(bytearray(RECEIVE_BYTES))
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
@@ -131,6 +134,8 @@ class Server:
             self._end(1)
             return
         self.endpoints = endpoints(self)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not searched for garbage again and again
         self.decoders.start()
         self.monitor.wake()
         self._say(f"ready with model {self.slot.predictor.model_id}", "ready")
