@@ -45,6 +45,7 @@ class Monitor:
         self, policy: dict, slot: object, put_log: Callable[[dict], None], sinks: list[Sink], prefix: str = ""
     ):
         self.policy, self.slot, self.sinks, self._put_log = policy, slot, sinks, put_log
+        self.off = policy["off"]
         self.alarms, self.feedback = AlarmManager(), Feedback(prefix=prefix)
         for alarm in make_alarms(policy, {}):
             self.alarms.add(alarm)
@@ -66,7 +67,8 @@ class Monitor:
         self._told_again, self._labels_seen = 0.0, 0
 
     def start(self) -> None:
-        self._thread.start()
+        if not self.off:
+            self._thread.start()
 
     def wake(self) -> None:
         """Look now, for another model has begun to serve, not within a second."""
@@ -95,6 +97,8 @@ class Monitor:
 
     def answered(self, job: Prediction, seconds: dict[str, float]) -> None:
         """A good answer; `seconds` by stage, as common.predictions.stages gives them."""
+        if self.off:
+            return
         total = seconds["total"] * 1000
         if "latency" in self.budgets:
             self.budgets["latency"].add(total > self._slow_ms)

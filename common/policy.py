@@ -45,10 +45,12 @@ LEVELS = {  # name: (what it is, n of a check, direction)
 
 
 def read_policy(path: str | Path | None) -> dict:
-    """The policy of a file, or the defaults for None or "". Raises UserError that names the key, what was found there
-    and what is wanted."""
-    if not path:
-        return checked({}, "the default policy")
+    """The policy of a file, the defaults for None or "", or with "off" none at all.
+
+    Raises UserError that names the key, what was found there and what is wanted.
+    """
+    if not path or path == "off":
+        return {**checked({}, "the default policy"), "off": path == "off"}
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -59,7 +61,7 @@ def read_policy(path: str | Path | None) -> dict:
 def checked(held: object, where: str) -> dict:
     """The policy with its defaults; UserError as `read_policy`."""
     _keys(held, set(TOP), where)
-    policy = {name: held.get(name, default) for name, (default, _) in TOP.items()}
+    policy = {"off": False, **{name: held.get(name, default) for name, (default, _) in TOP.items()}}
     for name, (low, high) in {"window": (50, 100_000), "alpha": (1e-9, 0.5), "pause_s": (0, 86_400)}.items():
         _number(policy[name], low, high, f"{where}: {name}")
     _keys(policy["drift"], None, f"{where}: drift")

@@ -36,7 +36,7 @@ FLAGS = [  # name, kind, default, help
     ("body_s", SOME, 30.0, "time for a client to send a body or to take an answer, in seconds"),
     ("idle_s", SOME, 75.0, "time an unused connection is kept open, in seconds"),
     ("alert_p95_ms", SOME, 0.0, "raise the alarm lat_p95 at this latency in ms; 0 is off"),
-    ("policy", str, "", "JSON file that says what is watched and when it is an alarm"),
+    ("policy", str, "", "JSON file that says what is watched and when it is an alarm, or off"),
     ("webhook", str, "", "URL that alarms are posted to, as Alertmanager's API v2 wants them; empty is off"),
     ("alert_command", str, "", "program that gets alarms on its standard input, one JSON line each; empty is off"),
     ("request_log", str, "", "JSONL file that gets one line per prediction; empty is off"),

@@ -70,7 +70,7 @@ class Watched(Texts):
         return np.array([[row.count(letter) for letter in "abcd"] for row in rows], np.float32)
 
 
-def watched_texts(count: int, seed: int = 0, length: float = 40, shouting: float = 0.3) -> list[str]:
+def watched_texts(count: int, seed: int = 0, length: float = 40, shouting: float = 0.1) -> list[str]:
     """Random letters a to d, of a mean length with a standard deviation of 10, some in capitals."""
     rng = np.random.default_rng(seed)
     letters = ["".join(rng.choice(list("abcd"), max(1, round(n)))) for n in rng.normal(length, 10, count)]

@@ -251,17 +251,17 @@ def write_photos(folder: Path, ckpt: str, toy: bool) -> tuple[Path, str]:
     photos, run_dir = folder / "photos", folder / "vision"
     train, val, size = (1, 0 if ckpt else 3, 96) if toy else (12, 0 if ckpt else 3, 400)
     words = ["--train", train, "--val", val, "--test", 0, "--size", size, "--vary", 0.25]
-    _quietly(python("project_vision_cls.synthetic", "--out", photos, *words))
+    quietly(python("project_vision_cls.synthetic", "--out", photos, *words))
     if not ckpt:
         few = ["--train_root", photos / "val", "--val_fraction", 0.34, "--cache_dir", folder / "cache"]
-        _quietly(python("project_vision_cls.train", *few, "--epochs", 1, "--bs", 4, "--run_dir", run_dir))
+        quietly(python("project_vision_cls.train", *few, "--epochs", 1, "--bs", 4, "--run_dir", run_dir))
     bodies = folder / "photos.jsonl"
     texts = [base64.b64encode(photo.read_bytes()).decode() for photo in sorted(photos.glob("train/*/*.jpg"))]
     bodies.write_text("".join(json.dumps({"image_base64": text}) + "\n" for text in texts))
     return bodies, str(Path(ckpt).absolute()) if ckpt else str(run_dir / "best.pt")
 
 
-def _quietly(command: list[str]) -> None:
+def quietly(command: list[str]) -> None:
     done = subprocess.run(command, env=environment(os.cpu_count() or 1), capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise UserError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")

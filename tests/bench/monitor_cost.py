@@ -1,0 +1,89 @@
+"""Two parts of tests.bench.monitor: what monitoring costs the intent server, and what a dead webhook costs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import statistics
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.bench.launch import Server, environment, load, python, quietly, resident_mb, running, steady, write_texts
+
+CONNECTIONS = 64
+SMALL = ["--epochs", 1, "--dim", 32, "--channels", 64, "--hidden", 64]
+
+
+def intent_run(args, folder: Path) -> Path:
+    """The run folder that is given, or that of a small model for drawn texts."""
+    run_dir = args.intent or folder / "intent"
+    if not run_dir.exists():
+        quietly(python("project_nlp_intent.synthetic", "--out", folder / "drawn"))
+        train = ["--train_jsonl", folder / "drawn" / "train.jsonl", "--run_dir", run_dir]
+        quietly(python("project_nlp_intent.train", *train, *SMALL))
+    return run_dir
+
+
+def start(stack: ExitStack, name: str, args, folder: Path, *flags: object) -> Server:
+    command = ["project_nlp_intent.serve", "--ckpt", intent_run(args, folder) / "best.pt", "--port", 0]
+    words = python(*command, "--max_batch", 64, *flags)
+    return stack.enter_context(running(name, words, folder, environment(1), b""))
+
+
+def cost(args, folder: Path, stack: ExitStack) -> dict:
+    """Requests a second without monitoring over those with it, in turns; memory, and how it grows."""
+    bodies, wrk = write_texts(folder)[0], bool(shutil.which("wrk"))
+    with ExitStack() as own:
+        servers = {
+            name: start(own, name, args, folder, *flags)
+            for name, flags in {"on": (), "off": ("--policy", "off")}.items()
+        }
+        for server in servers.values():
+            load(server.port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)
+        early = resident_mb(servers["on"].process.pid)
+        rates: dict[str, list[float]] = {"on": [], "off": []}
+        for turn in range(args.rounds):
+            for name in list(servers) if turn % 2 else list(servers)[::-1]:
+                run = lambda name=name: load(servers[name].port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)  # noqa: E731
+                rates[name].append(steady(run)["rps"])
+        late, without = (resident_mb(servers[name].process.pid) for name in ("on", "off"))
+    ratios = [off / on for on, off in zip(rates["on"], rates["off"], strict=True)]
+    return {
+        "serving_cost": statistics.median(ratios) - 1,
+        "serving_cost_by_round": [round(ratio - 1, 4) for ratio in ratios],
+        "rps_with": statistics.median(rates["on"]),
+        "rps_without": statistics.median(rates["off"]),
+        "memory_mb": late - without,
+        "memory_growth_mb": late - early,
+    }
+
+
+@contextmanager
+def silent_port():
+    """A port that takes connections and never says a word."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        yield silent.getsockname()[1]
+
+
+def webhook(args, folder: Path, stack: ExitStack) -> dict:
+    """p99 of a server whose alarms fire all the time, with a webhook that hangs, over the same without a webhook."""
+    bodies, wrk = write_texts(folder)[0], bool(shutil.which("wrk"))
+    policy = folder / "noisy.json"
+    ring = {"threshold": 1e-4, "consecutive": 1, "cooldown_sec": 0}
+    policy.write_text(json.dumps({"levels": {"lat_p95": ring}}))
+    with silent_port() as port, ExitStack() as own:
+        hung = ("--policy", policy, "--webhook", f"http://127.0.0.1:{port}/")
+        servers = {
+            name: start(own, name, args, folder, *flags)
+            for name, flags in {"hung": hung, "none": ("--policy", policy)}.items()
+        }
+        tails: dict[str, list[float]] = {"hung": [], "none": []}
+        for turn in range(args.rounds):
+            for name in list(servers) if turn % 2 else list(servers)[::-1]:
+                run = lambda name=name: load(servers[name].port, bodies, 8, args.timing_s, wrk=wrk)  # noqa: E731
+                tails[name].append(steady(run)["p99_ms"])
+    hung_ms, none_ms = statistics.median(tails["hung"]), statistics.median(tails["none"])
+    return {"webhook_p99_ratio": hung_ms / none_ms, "p99_ms_hung": hung_ms, "p99_ms_none": none_ms}
