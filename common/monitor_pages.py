@@ -166,6 +166,7 @@ def _data_reply(server, views: list[dict]) -> Reply:
             "model_id": model.model_id if model else "",
             "version": model_version(model) if model else "",
             "data_version": getattr(model, "data_version", "") if model else "",
+            "canary": _canary(server),
             "workers": views,
         }
     )
@@ -174,6 +175,14 @@ def _data_reply(server, views: list[dict]) -> Reply:
 def answer_worker(server, what: str, value: object) -> object:
     """What the supervisor gathers from each worker for the one that was asked."""
     return view(server) if what == "view" else joined(server, value)
+
+
+def _canary(server) -> dict | None:
+    """What is known here of a rollout under way, but for the salt that deals its requests."""
+    canary = getattr(server, "canary", None)
+    if canary is None or not server.args.canary:
+        return None
+    return {key: value for key, value in canary.split.items() if key != "salt"}
 
 
 # -- feedback --

@@ -111,9 +111,16 @@ def check_serving(folder: Path) -> None:
 def check_operating(folder: Path) -> None:
     token, line = BLOCKS["operate"].strip().splitlines()
     assert shell(token, folder).returncode == 0
+    *watch, offline = BLOCKS["watch"].strip().splitlines()
     with served(line, folder) as port:
         calls = BLOCKS["ask"].strip().replace("8080", port).splitlines()
         ready, metrics, document, model, reloaded = (shell(call, folder).stdout for call in calls)
+        predict = BLOCKS["curl"].strip().splitlines()[1]
+        watched = [shell(call.replace("8080", port), folder).stdout for call in (predict, *watch)]
+    answer, alerts, joined = map(json.loads, watched)
+    assert (answer["alert"], alerts["firing"], joined["unknown"]) == ([], [], 1)
+    assert shell(offline, folder).stdout.startswith("1 requests of model ")
+    assert (folder / "drift.html").exists()
     assert json.loads(ready)["status"] == "ready"
     assert "model_ready 2\n" in metrics
     assert {"/predict", "/metrics"} <= json.loads(document)["paths"].keys()
