@@ -26,7 +26,13 @@ PARTS = {
     "cost": monitor_cost.cost,
     "webhook": monitor_cost.webhook,
 }
-SIZES = {"runs": (300, 3), "window": (500, 50), "rounds": (7, 1), "timing_s": (4.0, 0.5)}  # flag: (default, toy)
+SIZES = {  # flag: (default, in a toy run)
+    "runs": (300, 2),
+    "windows": (100, 5),
+    "window": (500, 50),
+    "rounds": (30, 1),
+    "timing_s": (1.0, 0.5),
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+import os
 import shutil
 import socket
 import statistics
@@ -32,31 +34,41 @@ def start(stack: ExitStack, name: str, args, folder: Path, *flags: object) -> Se
 
 
 def cost(args, folder: Path, stack: ExitStack) -> dict:
-    """Requests a second without monitoring over those with it, in turns; memory, and how it grows."""
+    """Requests a second without monitoring over those with it, in turns, and the same of CPU time; memory.
+
+    CPU time for a request is what stays comparable where other processes have their share of the machine.
+    """
     bodies, wrk = write_texts(folder)[0], bool(shutil.which("wrk"))
+    rates: dict[str, list[float]] = {"on": [], "off": []}
+    cpu: dict[str, list[float]] = {"on": [], "off": []}  # seconds for a request
     with ExitStack() as own:
-        servers = {
-            name: start(own, name, args, folder, *flags)
-            for name, flags in {"on": (), "off": ("--policy", "off")}.items()
-        }
+        flags = {"on": (), "off": ("--policy", "off")}
+        servers = {name: start(own, name, args, folder, *words) for name, words in flags.items()}
+        pids = {name: server.process.pid for name, server in servers.items()}
         for server in servers.values():
-            load(server.port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)
-        early = resident_mb(servers["on"].process.pid)
-        rates: dict[str, list[float]] = {"on": [], "off": []}
+            load(server.port, bodies, CONNECTIONS, max(1.0, args.timing_s), wrk=wrk)
+        early = {name: resident_mb(pid) for name, pid in pids.items()}
         for turn in range(args.rounds):
             for name in list(servers) if turn % 2 else list(servers)[::-1]:
-                run = lambda name=name: load(servers[name].port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)  # noqa: E731
-                rates[name].append(steady(run)["rps"])
-        late, without = (resident_mb(servers[name].process.pid) for name in ("on", "off"))
-    ratios = [off / on for on, off in zip(rates["on"], rates["off"], strict=True)]
+                before = cpu_seconds(pids[name])
+                figures = load(servers[name].port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)
+                rates[name].append(figures["rps"])
+                cpu[name].append((cpu_seconds(pids[name]) - before) / figures["statuses"]["200"])
+        late = {name: resident_mb(pid) for name, pid in pids.items()}
     return {
-        "serving_cost": statistics.median(ratios) - 1,
-        "serving_cost_by_round": [round(ratio - 1, 4) for ratio in ratios],
-        "rps_with": statistics.median(rates["on"]),
-        "rps_without": statistics.median(rates["off"]),
-        "memory_mb": late - without,
-        "memory_growth_mb": late - early,
+        "serving_cost": statistics.median(map(operator.truediv, rates["off"], rates["on"])) - 1,
+        "serving_cost_cpu": statistics.median(map(operator.truediv, cpu["on"], cpu["off"])) - 1,
+        "rps": {name: statistics.median(values) for name, values in rates.items()},
+        "cpu_us_for_a_request": {name: 1e6 * statistics.median(values) for name, values in cpu.items()},
+        "memory_mb": late["on"] - late["off"],
+        "memory_growth_mb": {name: late[name] - early[name] for name in late},
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far; proc(5), fields 14 and 15 of stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
