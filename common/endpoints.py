@@ -73,7 +73,7 @@ def later(server, connection, answer: Awaitable, reply: Callable[[object], Reply
     return job
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Endpoint:
     """What is at a path. It is answered by `page` at once, or by `accept`, which returns the job that will finish it.
 

@@ -78,7 +78,11 @@ class RequestParser:
         self._scanned = 0  # bytes of an unfinished head that were already searched for its end
         self._start_body(0, False)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
+        if self._left and not self._keep and not self._chunked:  # the answer is known: spare the copy
+            dropped = min(self._left, len(data))
+            self._left -= dropped
+            data = data[dropped:]
         self._buffer += data
 
     @property
@@ -114,6 +118,8 @@ class RequestParser:
     def discard_body(self) -> None:
         """Do not keep the body of this request in memory: its answer is already known."""
         self._keep = False
+        if not self._chunked:
+            self._read_sized()
 
     def _start_body(self, length: int, chunked: bool) -> None:
         self._left, self._chunked = length, chunked
@@ -249,9 +255,14 @@ def _request(method: str, target: str, minor: int, headers: dict[str, str]) -> R
     return Request(method, target, path.partition("?")[0] or "/", minor, headers, keep_alive, expect != "")
 
 
-@lru_cache(maxsize=1)  # it changes once a second
-def _http_date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+@lru_cache(maxsize=512)
+def _head(second: int, status: int, length: int, content_type: str, keep_alive: bool, minor: int) -> str:
+    """What answers of one second have in common."""
+    connection = "Connection: close\r\n" if not keep_alive else "" if minor else "Connection: keep-alive\r\n"
+    return (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nDate: {formatdate(second, usegmt=True)}\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n{connection}"
+    )
 
 
 def response(
@@ -268,16 +279,9 @@ def response(
 
     Raises ValueError where a header holds a line break (it would start a second response).
     """
-    head = (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nDate: {_http_date(int(time.time()))}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-    )
+    head = _head(int(time.time()), status, len(body), content_type, keep_alive, minor)
     for name, value in headers:
         if "\r" in value or "\n" in value:
             raise ValueError(f"response header {name}: line break in {value!r}")
         head += f"{name}: {value}\r\n"
-    if not keep_alive:
-        head += "Connection: close\r\n"
-    elif minor == 0:
-        head += "Connection: keep-alive\r\n"
     return f"{head}\r\n".encode("latin-1") + (b"" if head_only else body)

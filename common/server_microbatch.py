@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
 RECEIVE_BYTES = 262144  # that one read of a socket may bring
 LATENCY_WINDOW = 512  # answers whose p95 is shown
+QUEUE_FULL = HttpError(429, "the queue is full", RETRY)
 REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
 REASONS |= {503: "unavailable"}
 
@@ -216,7 +217,7 @@ class Server:
             if why := self.unavailable():
                 error = HttpError(503, why, RETRY)
             elif self.batcher.full:
-                error = HttpError(429, "the queue is full", RETRY)
+                error = QUEUE_FULL
         return endpoint, error
 
     def accept(self, protocol: object, connection: Connection, body: bytes) -> Prediction:
