@@ -283,6 +283,7 @@ class Server:
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 0, or 1 if the port is taken or the model fails its checks."""
+    sys.setswitchinterval(0.0005)  # seconds: how long the event loop waits for Python in the other threads; 0.005 is too long
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     settings = worker_settings()
     try:
