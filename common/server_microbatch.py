@@ -46,6 +46,7 @@ from common.workers import WorkerLink, worker_settings
 
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
+SWITCH_S = 0.0005  # the event loop waits so long for Python in other threads; Python's own 0.005 is long under a flood
 RECEIVE_BYTES = 262144  # that one read of a socket may bring
 LATENCY_WINDOW = 512  # answers whose p95 is shown
 QUEUE_FULL = HttpError(429, "the queue is full", RETRY)
@@ -283,7 +284,7 @@ class Server:
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 0, or 1 if the port is taken or the model fails its checks."""
-    sys.setswitchinterval(0.0005)  # seconds: how long the event loop waits for Python in the other threads; 0.005 is too long
+    sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     settings = worker_settings()
     try:
