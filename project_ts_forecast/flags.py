@@ -29,7 +29,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     data("--time_col", help="column of the stamps (default: the first that looks like it; none counts rows)")
     data("--value_cols", type=columns, help="columns to forecast, with commas (default: all that hold numbers)")
     data("--covariate_cols", type=columns, default=[], help="columns that are only looked at, with commas")
-    data("--series_col", help="column that names the series, where the file holds several below each other")
+    data("--series_col", help="column that names the series (default: the only one of words that come again)")
     data("--wide", action=toggle, default=False, help="each value column is a series of its own, not a channel")
     data("--time_format", default="", help="of strptime, for stamps that are neither ISO 8601 nor unix time")
     data("--tz", default="", help="time zone of local stamps, such as Europe/Berlin; settles what clock changes blur")

@@ -59,6 +59,8 @@ def assets_of(args: argparse.Namespace, layout: Layout, data: Data, season: int)
     return {
         "value_cols": layout.value_cols,
         "covariate_cols": layout.covariate_cols,
+        "time_col": layout.time_col,
+        "series_col": layout.series_col,
         "step": [data.step.kind, data.step.size],
         "style": data.style,
         "tz": args.tz,

@@ -126,20 +126,32 @@ def _choose_columns(path: Path, layout: Layout, body: list[list[str]], given: se
     if not layout.time_col and "time_col" not in given:
         layout.time_col = next((name for name in free if _looks_like_times(name, cells[name])), "")
     free = [name for name in free if name != layout.time_col]
+    texts = [name for name in free if any(_number(cell, layout.delimiter) is None for cell in cells[name])]
+    if not layout.series_col and "series_col" not in given and not layout.value_cols:
+        layout.series_col = _names_series(texts, cells, layout.delimiter)
     if not layout.value_cols:
-        texts = [n for n in free if any(_number(cell, layout.delimiter) is None for cell in cells[n])]
+        texts = [name for name in texts if name != layout.series_col]
         if texts and not layout.series_col:
             raise UserError(
                 f"{path}: column {texts[0]!r} holds text such as {cells[texts[0]][0][:30]!r}; pass --series_col "
                 f"{texts[0]} if it names the series, or name the columns of numbers with --value_cols"
             )
-        layout.value_cols = [name for name in free if name not in texts and name != "index"]
+        layout.value_cols = [name for name in free if name not in texts and name not in ("index", layout.series_col)]
     if not layout.value_cols:
         raise UserError(
             f"{path}: no column of numbers left to forecast; the columns are {', '.join(layout.header[:40])}"
         )
     if layout.wide and (layout.series_col or layout.covariate_cols):
         raise UserError("--wide makes each column a series: it goes with neither --series_col nor --covariate_cols")
+
+
+def _names_series(texts: list[str], cells: dict[str, tuple[str, ...]], delimiter: str) -> str:
+    """The only column of text, if its words come again and none is a number; else ""."""
+    if len(texts) != 1:
+        return ""
+    held = cells[texts[0]]
+    words = all(_number(cell, delimiter) is None for cell in held)
+    return texts[0] if words and 2 * len(set(held)) <= len(held) else ""
 
 
 def _looks_like_times(name: str, cells: tuple[str, ...]) -> bool:

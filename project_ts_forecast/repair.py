@@ -196,7 +196,8 @@ WORDS = {
     "backward_stamps": "stamps out of order, sorted",
     "off_grid_stamps": "stamps off the grid, moved to its nearest place",
     "duplicates_equal": "rows that repeat another, dropped",
-    "duplicates_conflicting": "rows that contradict another of the same stamp (--on_duplicate {on_duplicate})",
+    "duplicates_conflicting": "rows that contradict another of the same stamp "
+    "(--on_duplicate {on_duplicate}; local clocks that change want --tz)",
     "missing_stamps": "rows missing on the grid",
     "missing_values": "missing values",
     "infinite_values": "infinite values, taken as missing",

@@ -37,6 +37,7 @@ from project_ts_forecast.model import Forecaster, build_model
 from project_ts_forecast.prepare import prepare, usual_change, write_manifest
 
 toggle = argparse.BooleanOptionalAction
+COLUMNS = ("value_cols", "covariate_cols", "time_col", "series_col")
 NOT_CONFIG = {"resume", "workers", "device", "run_dir"}  # may differ when a run goes on
 
 
@@ -146,7 +147,7 @@ def train(args: argparse.Namespace, run_dir: Path, data: Data, windows: dict[str
 def describe(args: argparse.Namespace, assets: dict) -> dict:
     """The config that a checkpoint carries: the flags, with what was worked out for them."""
     config = {name: value for name, value in vars(args).items() if name not in NOT_CONFIG}
-    found = {key: assets[key] for key in ("value_cols", "covariate_cols", "season", "levels")}
+    found = {key: assets[key] for key in (*COLUMNS, "season", "levels")}
     return plain({**config, **found})
 
 

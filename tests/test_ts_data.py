@@ -76,6 +76,13 @@ def test_long_wide_and_channels(tmp_path):
     assert (piece.name, piece.values[3].tolist()) == ("", [3.0, -3.0])
 
 
+def test_a_column_of_words_names_the_series_and_nothing_else_does(tmp_path):
+    rows = "".join(f"{s},{w},{i}\n" for i, s in enumerate(HOURS) for w in ("a", "b"))
+    assert [piece.name for piece in load(tmp_path, "time,who,x\n" + rows).pieces] == ["a", "b"]
+    with pytest.raises(UserError, match="pass --series_col note"):
+        load(tmp_path, "time,note,x\n" + "".join(f"{s},note {i},{i}\n" for i, s in enumerate(HOURS)))
+
+
 @pytest.mark.parametrize("missing", ["", "NaN", "nan", "NA", "N/A", "null", "None", "-", "#N/A", "inf"])
 def test_a_missing_value_is_counted_and_filled(tmp_path, missing):
     data = load(tmp_path, table([1, 2, missing, 4]))

@@ -11,7 +11,8 @@ import torch
 
 from common.amp_ckpt import load_ckpt
 from common.log import read_jsonl
-from project_ts_forecast import train
+from project_ts_forecast import batch_predict, train
+from project_ts_forecast import eval as evaluation
 from project_ts_forecast.batch_predict import series_of
 from project_ts_forecast.calibrate import best_gain
 from project_ts_forecast.conformal import pair_scores, radii, rolling_radii, widen
@@ -19,6 +20,7 @@ from project_ts_forecast.data import SeriesWindow
 from project_ts_forecast.inference import Predictor
 from project_ts_forecast.linear import fit_linear
 from project_ts_forecast.model import build_model
+from project_ts_forecast.read import find_layout
 from project_ts_forecast.scores import autocorrelation, interval_scores, lagged_copy, point_scores, seasonal_naive
 from tests.conftest import TS_FLAGS, python, wave, write_series
 
@@ -205,9 +207,6 @@ def test_seasonal_naive_repeats_the_season_and_a_copy_is_noticed():
 
 def test_many_series_in_bounded_memory(tmp_path, monkeypatch):
     """Dealt out to files, the series come as they do from memory, in the order of their first rows."""
-    from project_ts_forecast import batch_predict
-    from project_ts_forecast.read import find_layout
-
     rng = np.random.default_rng(0)
     path = tmp_path / "many.csv"
     with open(path, "w", newline="") as file:
@@ -236,3 +235,17 @@ def test_a_correction_counts_only_where_it_helps_in_both_halves():
     late = base.clone()
     late[200:] = y[200:]
     assert best_gain(base, late, y) == 0.0
+
+
+def test_columns_that_were_worked_out_are_the_same_ever_after(tmp_path):
+    stamps = np.datetime64("2024-01-01T00:00", "m") + 60 * np.arange(600)
+    rows = [
+        f"{s},{who},{v:.4f}" for who, seed in (("a", 0), ("b", 1)) for s, v in zip(stamps, wave(600, seed), strict=True)
+    ]
+    (tmp_path / "two.csv").write_text("time,meter,load\n" + "\n".join(rows) + "\n")
+    run_dir, out = tmp_path / "run", tmp_path / "preds.csv"
+    train.main(["--csv", str(tmp_path / "two.csv"), "--epochs", "1", "--hidden", "4", "--run_dir", str(run_dir)])
+    evaluation.main(["--ckpt", str(run_dir / "best.pt")])
+    assert metrics_of(run_dir)["series"] == 2
+    batch_predict.main(["--ckpt", str(run_dir / "best.pt"), "--out", str(out)])
+    assert [line.split(",")[0] for line in out.read_text().splitlines()] == ["series", "a", "b"]
