@@ -12,7 +12,6 @@ from common.cli import UserError
 from common.gate_policy import at, broken, read_policy, read_toml
 from tests.conftest import ROOT
 
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader to compare with")
 KEYS = st.from_regex(r"[A-Za-z0-9_-]{1,8}", fullmatch=True)
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_characters='"\\\x7f'), max_size=12)
 VALUES = st.one_of(
@@ -28,6 +27,7 @@ LINES = st.tuples(KEYS, VALUES, st.sampled_from(["", " # told", '  # a "word"'])
 
 @given(st.lists(LINES, max_size=4), st.dictionaries(KEYS, st.lists(LINES, max_size=4), max_size=3))
 def test_it_reads_what_the_standard_library_reads(tmp_path_factory, top, sections):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader to compare with")
     text = "\n".join([*top, *(line for name, lines in sections.items() for line in (f"[{name}]", "", *lines))])
     path = tmp_path_factory.mktemp("toml") / "a.toml"
     path.write_text(text, encoding="utf-8")
