@@ -27,6 +27,10 @@ class ModelError(Exception):
     """The model failed on this row. The cause is in the log, not in the message: the message goes to the client."""
 
 
+class NotFinite(ModelError):
+    """The model's answer is not a dict of plain values and finite numbers."""
+
+
 class Job:
     """The rows of one request and, in the same order, their results: a dict each, or the exception that a row met.
 
@@ -209,7 +213,7 @@ def checked(result: object) -> dict | ModelError:
     if isinstance(result, dict) and _plain_and_finite(result):
         return result
     log.error("the model's answer is not a dict of plain, finite values: %.500r", result)
-    return ModelError("the model has no finite answer to this input")
+    return NotFinite("the model has no finite answer to this input")
 
 
 def _plain_and_finite(value: object) -> bool:

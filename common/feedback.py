@@ -39,9 +39,9 @@ class Feedback:
 
     def remember(self, req_id: str, results: list) -> None:
         """Keep what is needed of a request's answers. An id that comes again replaces the earlier one."""
-        kept = [None if isinstance(result, Exception) else _kept(result) for result in results]
+        answers = [None if isinstance(result, Exception) else kept(result) for result in results]
         with self._lock:
-            self._answers[req_id] = kept
+            self._answers[req_id] = answers
             if len(self._answers) > self._most:
                 self._answers.popitem(last=False)
 
@@ -59,9 +59,9 @@ class Feedback:
                 raise ValueError(f"item is {item}, and the request had {len(answers)}")
             if answers[item] is None:  # it had an error, or its truth is known already
                 return "duplicate"
-            scores = _scores(answers[item], truth)
+            found = scores(answers[item], truth)
             answers[item] = None
-        for name, value in scores.items():
+        for name, value in found.items():
             self.windows[name].push(value)
         return "joined"
 
@@ -79,11 +79,12 @@ class Feedback:
         return {**self.counts, "remembered": len(self._answers), **means}
 
 
-def _kept(result: dict) -> tuple:
+def kept(result: dict) -> tuple:
+    """What `scores` needs of an answer."""
     return result.get("pred"), result.get("label"), result.get("lower"), result.get("upper")
 
 
-def _scores(answer: tuple, truth: dict) -> dict[str, float]:
+def scores(answer: tuple, truth: dict) -> dict[str, float]:
     """{"accuracy": 0 or 1} for a label, {"error": mean |prediction - value|, "coverage": share} for numbers."""
     pred, label, lower, upper = answer
     if "label" in truth:

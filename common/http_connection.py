@@ -46,6 +46,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.job:  # nobody waits for it any more: its queued rows are dropped
             self.job.abandoned = True
             self.server.jobs.discard(self.job)
+            self.server.canary.left(self.job)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.server.received  # the same for all: `buffer_updated` comes next, and copies what arrived

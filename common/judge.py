@@ -18,8 +18,8 @@ the same time:
     feedback        wrong by the label that came later; for numbers, residuals above stable's running p50 and p90
 
 Margins keep a better model from being rolled back for being different. The row no_worse is not a guardrail but what a
-stage needs to advance: evidence (level 5 %) that the canary fails at most 3 points more often than stable. Half the
-evidence (as a logarithm) for a rollback is enough to hold.
+stage needs to advance: evidence (level 5 %) that the canary fails at most 3 points more often than stable. A guardrail
+whose wealth is `LEANS` or more holds: below that is one lone failure of the canary, which may never be outweighed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.sequential import RARE, RateTests, Row
+from common.sequential import RateTests, Row
 
 ALPHA = {
     "errors": 0.006,
@@ -41,6 +41,7 @@ ALPHA = {
     "feedback": 0.0012,
 }
 NO_WORSE_ALPHA, NO_WORSE_MARGIN = 0.05, 0.03
+LEANS = 8.0
 LATENCY_FACTOR, LATENCY_MS = 1.1, 2.0  # what the canary may be slower
 MIX_MARGIN, CONFIDENCE_MARGIN = 0.05, 0.1
 CLASSES = 10  # slots of the mix, the last one for all other classes
@@ -101,7 +102,7 @@ class Judge:
 
     def __init__(self, guardrails: tuple[str, ...] = tuple(ALPHA), max_disagreement: float = 0.2):
         self.guardrails = guardrails
-        rare, mix, rank = Row(odds=RARE), Row(margin=MIX_MARGIN), Row(margin=CONFIDENCE_MARGIN)
+        rare, mix, rank = Row(rare=True), Row(margin=MIX_MARGIN), Row(margin=CONFIDENCE_MARGIN)
         self.faults = RateTests([rare, rare, Row(-NO_WORSE_MARGIN, alone=True)])
         self.answers = RateTests([Row(), Row(), rare, *[rank] * 4, *[mix] * (2 * CLASSES)])
         self.labels = RateTests([Row()] * 3)
@@ -215,7 +216,7 @@ class Judge:
     def ready(self) -> list[str]:
         """What still speaks against more traffic; empty if nothing does."""
         found = self.evidence()
-        open_ = [f"{name} leans towards worse" for name in self.guardrails if found[name] >= -np.log(ALPHA[name]) / 2]
+        open_ = [f"{name} leans towards worse" for name in self.guardrails if found[name] >= np.log(LEANS)]
         if found["no_worse"] < -np.log(NO_WORSE_ALPHA):
             open_.append(f"not yet shown to fail at most {NO_WORSE_MARGIN:.0%} more often than stable")
         return open_

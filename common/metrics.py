@@ -43,12 +43,20 @@ KINDS = {  # name: (type, help, upper bounds of a histogram)
     "accuracy_expected": ("gauge", "Accuracy of the latest window, expected from its confidences.", ()),
     "accuracy_labelled": ("gauge", "Accuracy of the latest answers whose labels came back.", ()),
     "feedback_total": ("counter", "Labels that came back, by whether they found their answer.", ()),
+    "arm_requests_total": ("counter", "In a rollout: requests by arm (stable, canary, shadow) and result.", ()),
+    "arm_seconds": ("histogram", "In a rollout: time until an arm's own answer.", SECONDS),
+    "rollout_share": ("gauge", "Part of the requests that the candidate gets, 0 to 1, of the lowest worker.", ()),
+    "rollout_status": ("gauge", "Workers whose rollout has this status.", ()),
     "process_resident_memory_bytes": ("gauge", "Resident memory of all workers.", ()),
     "process_cpu_seconds_total": ("counter", "User and system CPU time of all workers.", ()),
     "process_start_time_seconds": ("gauge", "Unix time at which the oldest worker started.", ()),
 }
 WORST_OF = {"drift_effect": max, "drift_threshold": max, "drift_p_value": min, "accuracy_expected": min}
-WORST_OF |= {"accuracy_labelled": min, "process_start_time_seconds": min}  # of workers; the rest is summed
+WORST_OF |= {
+    "rollout_share": min,
+    "accuracy_labelled": min,
+    "process_start_time_seconds": min,
+}  # of workers; the rest is summed
 MOST_LABELS = 100
 START_TIME = time.time()
 

@@ -57,7 +57,7 @@ class ModelSlot:
         torch.set_num_threads(model_threads(self.args))
         self.args.ckpt = served_file(self.args)
         predictor = self.load()
-        answer = self._warm_up(predictor)
+        answer = self.warm_up(predictor)
         predictor.check_golden()
         self.predictor, self.example_answer = predictor, answer
 
@@ -72,12 +72,12 @@ class ModelSlot:
         ckpt = wanted.get("ckpt") or served_file(self.args)
         self._check_sha256(ckpt, wanted.get("sha256"))
         try:
+            predictor = self.load_from(ckpt)
             self.args.ckpt = ckpt
-            predictor = self.load()
             predictor.check_golden()
             self._check_sha256(ckpt, wanted.get("sha256"))  # again: the file may have been replaced in between
             # in the model's own thread, between two batches: what torch keeps for a thread is then there too
-            answer = self.batcher.call(lambda: self._warm_up(predictor)).result()
+            answer = self.batcher.call(lambda: self.warm_up(predictor)).result()
         except BaseException:
             self.args.ckpt = before
             raise
@@ -86,7 +86,23 @@ class ModelSlot:
         log.warning("model %s took over from %s", predictor.model_id, was)
         return {"model_id": predictor.model_id, "was": was}
 
-    def _warm_up(self, predictor: object) -> dict:
+    def load_from(self, ckpt: str) -> object:
+        """The model of another checkpoint; what is served stays as it is."""
+        before = getattr(self.args, "ckpt", "")
+        try:
+            self.args.ckpt = ckpt
+            return self.load()
+        finally:
+            self.args.ckpt = before
+
+    def take(self, predictor: object, ckpt: str) -> None:
+        """Serve a model that is loaded and checked already; to be called in the batcher's thread."""
+        answer, was = self.warm_up(predictor), self.predictor.model_id
+        self.args.ckpt, self.args.model = ckpt, ""
+        self.predictor, self.example_answer = predictor, answer
+        log.warning("model %s took over from %s", predictor.model_id, was)
+
+    def warm_up(self, predictor: object) -> dict:
         row = predictor.decode(predictor.example)
         for rows in (1, 1, max(1, self.args.max_batch // 2), self.args.max_batch):
             results = predictor.predict_rows([row] * rows)

@@ -216,7 +216,10 @@ def joined(server, items: list[dict]) -> dict:
     counts = dict.fromkeys(RESULTS, 0)
     for item in items:
         try:
-            counts[server.monitor.feedback.join(item)] += 1
+            result = server.monitor.feedback.join(item)
+            counts[result] += 1
+            if result == "joined":
+                server.canary.labelled(item)
         except ValueError as error:
             raise HttpError(422, str(error)) from error
     return counts

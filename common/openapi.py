@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from common import openapi_monitor, openapi_v2
+from common import openapi_monitor, openapi_v2, rollout_pages
 from common.endpoints import Endpoint, Reply, json_reply
 from common.http_wire import Request
 from common.json_schema import FLAG, TEXT, WHOLE, as_json, fields, list_of, ref, values_like
@@ -97,7 +97,8 @@ def document(server) -> dict:
 
 def _path(server, path: str, endpoint: Endpoint) -> dict:
     shared = [ref("parameters", name) for name in ("RequestId", "TraceParent")]
-    told = _told(server).get(path) or openapi_monitor.told(path) or openapi_v2.told(server, path)
+    told = _told(server).get(path) or openapi_monitor.told(path) or rollout_pages.told(path)
+    told = told or openapi_v2.told(server, path)
     return {
         "parameters": shared,
         **{method.lower(): _operation(server, path, endpoint, method, told) for method in endpoint.methods},

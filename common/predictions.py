@@ -56,7 +56,9 @@ class Prediction(Job):
 
     __slots__ = (
         "accepted_at",
+        "arm",
         "body",
+        "canary_fault",
         "connection",
         "data_hash",
         "decode_s",
@@ -66,6 +68,8 @@ class Prediction(Job):
         "predictor",
         "protocol",
         "request",
+        "share",
+        "twin",
         "wanted",
     )
 
@@ -77,6 +81,9 @@ class Prediction(Job):
         self.data_hash, self.decode_s = "", 0.0
         self.is_list, self.places = False, 1  # places: rows reserved in the queue
         self.wanted: object = None  # what the protocol has to remember from the request for the answer
+        # in a rollout (see common.canary): stable or canary; why the candidate's answer was not taken; the part of the
+        # requests that the candidate got then, 0 for one that is no evidence; the same request in the other arm
+        self.arm, self.canary_fault, self.share, self.twin = "", "", 0.0, None
 
 
 class DecodePool:
@@ -223,6 +230,8 @@ def log_entry(job: Prediction, status: int, seconds: dict[str, float]) -> dict:
         "ts": time.time(),
         "req_id": connection.req_id,
         **({"traceparent": connection.trace} if connection.trace else {}),
+        **({"arm": job.arm} if job.arm else {}),
+        **({"canary_fault": job.canary_fault} if job.canary_fault else {}),
         "path": job.request.path,
         "model_id": model.model_id,
         "model_version": model_version(model),

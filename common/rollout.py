@@ -17,6 +17,7 @@ two models goes on there. The command asks a running server: status, promote (10
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
@@ -30,6 +31,7 @@ from common.cli import UserError, command_parser, run
 from common.judge import ALPHA, Columns, Judge, Outcome
 from common.log import JsonlLogger, plain
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 VERBS = ("promote", "hold", "resume", "rollback")
 RUNNING, ENDED = ("running", "held"), ("promoted", "rolled_back")
@@ -75,7 +77,8 @@ class Rollout:
 
     def split(self) -> dict:
         """What whoever deals the requests has to know."""
-        return {"status": self.status, "share": self.share, "salt": self.salt, "why": self.why}
+        found = {"status": self.status, "share": self.share, "salt": self.salt, "why": self.why}
+        return {**found, "shadow": self.plan.shadow}
 
     def about(self) -> dict:
         """For people and programs: the state, and the numbers behind it."""
@@ -103,20 +106,28 @@ class Rollout:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}: is no rollout state ({error!r}); move it away to begin anew") from error
 
-    def save(self, now: float | None = None) -> None:
-        """Write the state if it changed; `now` (time.monotonic()): only if a second has passed since."""
-        if not self.dirty or (now is not None and now - self.saved < SAVE_S):
-            return
+    def save_sometimes(self) -> None:
+        """Save what changed, at most once a second; without fsync, so that nobody waits for a disk."""
+        if self.dirty and time.monotonic() - self.saved >= SAVE_S:
+            self.save(sync=False)
+
+    def save(self, sync: bool = True) -> None:
+        """Write the state, whole or not at all. What cannot be written is told in the log; the rollout goes on."""
         state = {"format": FORMAT, "models": self.models, "status": self.status, "why": self.why, "salt": self.salt}
         state |= {"shadow": self.plan.shadow, "stages": self.plan.stages, "percent": 100 * self.share}
         state |= {"stage": self.stage, "in_stage": self.in_stage, "judge": self.judge.state()}
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.path)
-        self.saved, self.dirty = now if now is not None else time.monotonic(), False
+        self.saved, self.dirty = time.monotonic(), False
+        try:
+            with open(draft, "w", encoding="utf-8") as file:
+                json.dump(state, file)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(draft, self.path)
+        except OSError as error:
+            self.dirty = True
+            log.error("%s: cannot be written (%s); a restart would go on from an earlier state", self.path, error)
 
     # -- evidence --
 
@@ -168,9 +179,11 @@ class Rollout:
 
     def _decision(self, decision: str, why: str, **more: object) -> dict:
         record = {"ts": time.time(), "decision": decision, **self.about(), "why": why, **more}
-        with JsonlLogger(self.path.with_suffix(".jsonl")) as log:
-            log.log(record)
-        self.dirty = True
+        try:
+            with JsonlLogger(self.path.with_suffix(".jsonl")) as lines:
+                lines.log(record)
+        except OSError as error:
+            log.error("%s: a decision could not be written (%s): %s", self.path, error, record)
         self.save()
         return record
 

@@ -19,7 +19,7 @@ comes from the past; here it is the rate of stable so far. By Ville's inequality
 probability of at most alpha. Bets on several alternatives (odds ratios `RARE` or `COMMON`) are averaged, which keeps
 that; so are bets that start later, so that a candidate which is healthy first and breaks after a thousand requests is
 still found at once. With a margin m both factors are divided by those of the bound p_s + m, which is exact for known
-p_s and so near for a stable arm of many requests. A row waits for `STABLE_FIRST` of them.
+p_s and so near for a stable arm of many requests.
 
 Rows that stand `alone` look at the canary's requests only, and compare with a fixed rate, or with stable's rate so far
 taken as known: the factor is p_c / bound or (1 - p_c) / (1 - bound).
@@ -44,7 +44,7 @@ COMMON = (1.2, 1.5, 1.75, 2.25, 3.0, 5.0, 12.0, 200.0)
 STAKES = np.array([0.06, 0.24, 0.16, 0.20, 0.18, 0.07, 0.05, 0.04])
 FIRST_STAKE = 0.9  # of the bets that start with the first request; the rest is for later ones
 RESTART_EVERY = 20  # canary requests between two starts
-STABLE_FIRST = 100  # stable requests before a row bets
+STABLE_FIRST = 100  # stable requests before a row bets, if its event is not rare
 RATE_LEAST = 1e-6
 NOTHING = -1e300  # logarithm of no wealth, in numbers that JSON can hold
 STATE = ("stable", "canary", "log_wealth", "starts", "unspent")
@@ -55,13 +55,14 @@ class Row:
     """One test.
 
     margin: by how much the rate may be higher (negative: has to be lower). alone: see above. fixed: the rate that a row
-    alone is compared with, None for stable's. odds: the alternatives, as many as STAKES.
+    alone is compared with, None for stable's. rare: what is bet on are the odds ratios of rare events, and before
+    stable is known its rate is taken for 1 % (else the row waits for STABLE_FIRST requests of it).
     """
 
     margin: float = 0.0
     alone: bool = False
     fixed: float | None = None
-    odds: tuple[float, ...] = COMMON
+    rare: bool = False
 
 
 class RateTests:
@@ -71,7 +72,8 @@ class RateTests:
         self.margin = np.array([row.margin for row in rows])
         self.fixed = np.array([np.nan if row.fixed is None else row.fixed for row in rows])
         self.alone = np.array([row.alone for row in rows])
-        self.odds = np.array([row.odds for row in rows])
+        self.odds = np.array([RARE if row.rare else COMMON for row in rows])
+        self.rare = np.array([row.rare for row in rows])
         self.stable = np.zeros((len(rows), 2))  # counts so far
         self.canary = np.zeros((len(rows), 2))
         self.log_wealth = np.full((len(rows), len(STAKES)), NOTHING)
@@ -93,9 +95,9 @@ class RateTests:
     def _factors(self, known: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of what one stable and one canary request are worth now; nothing while stable is hardly known."""
         fixed = ~np.isnan(self.fixed)
-        rate = np.where(fixed, self.fixed, (self.stable[:, 1] + 0.5) / (known + 1.0))
+        rate = np.where(fixed, self.fixed, (self.stable[:, 1] + 0.5) / (known + np.where(self.rare, 50.0, 1.0)))
         stable, canary = log_factors(rate, self.margin, np.where(self.alone, 0.0, share), self.odds)
-        ready = (fixed | (known >= STABLE_FIRST))[:, None, None]
+        ready = (fixed | self.rare | (known >= STABLE_FIRST))[:, None, None]
         return stable * ready, canary * ready
 
     def _start_bets(self, canary: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from common.cli import number
 from common.releases import STORE
+from common.rollout import Plan
+from common.rollout_control import guardrail_list, stage_list
 
 WHOLE, SOME = number(int, 1), number(float, 0)
 FLAGS = [  # name, kind, default, help
@@ -48,7 +50,15 @@ FLAGS = [  # name, kind, default, help
     ),
     ("admin_token_file", str, "", "file with the bearer token of /admin/*, else $ML_E2E_ADMIN_TOKEN; none: off"),
     ("api_token_file", str, "", "file with the bearer token of predictions, else $ML_E2E_API_TOKEN; none: open"),
+    ("canary", str, "", "candidate that gets a part of the requests: a checkpoint, or a release such as vision@3"),
+    ("stages", stage_list, "1,5,25,100", "percents of the requests that the candidate gets, one after the other"),
+    ("stage_requests", WHOLE, Plan.stage_requests, "requests of the candidate before it may leave a stage"),
+    ("guardrails", guardrail_list, ",".join(Plan.guardrails), "what rolls the candidate back"),
+    ("max_disagreement", number(float, 0.001, 0.999), 0.2, "part of the answers in which the models may differ"),
+    ("canary_patience_ms", WHOLE, 1000, "time for the candidate's answer, in ms; after it stable answers"),
+    ("rollout_state", str, "", "file that keeps the rollout over restarts; empty: rollout.json beside --ckpt"),
 ]
+SHADOW = "the candidate sees a copy of all requests and answers none (default: off)"
 
 
 def add_server_flags(
@@ -58,6 +68,7 @@ def add_server_flags(
 
     Limits are per worker.
     """
+    parser.add_argument("--shadow", action="store_true", help=SHADOW)
     threads = min(8, os.cpu_count() or 1) if decode_threads is None else decode_threads
     defaults = {"port": port, "decode_threads": threads, "policy": str(policy or "")}
     for name, kind, default, text in FLAGS:

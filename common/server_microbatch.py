@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 
 from common.batcher import MicroBatcher
+from common.canary import Canary
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
 from common.http_connection import LINGER_S, Connection, close_port
@@ -76,6 +77,7 @@ class Server:
         self.request_log = RequestLog(args.request_log, args.request_log_mb) if args.request_log else None
         self.ids = RequestIds()
         self.monitor = make_monitor(self)
+        self.canary = Canary(self)
         self.endpoints = endpoints(self)
 
     # -- life --
@@ -97,7 +99,7 @@ class Server:
         self.batcher.start()
         self.monitor.start()
         filled = self.batcher.call(self.slot.fill)
-        filled.add_done_callback(lambda future: self._tell_loop(self._filled, future.exception()))
+        filled.add_done_callback(lambda future: self.tell_loop(self._filled, future.exception()))
         self._tick()
         code = await self.stopped
         until = time.monotonic() + LINGER_S
@@ -124,7 +126,7 @@ class Server:
 
     def _end_threads(self) -> bool:
         """False if the model or a decoder is still busy (with work nobody waits for)."""
-        ended = [self.batcher.stop(0.5), self.decoders.stop(0.1)]
+        ended = [self.batcher.stop(0.5), self.decoders.stop(0.1), self.canary.stop(0.2)]
         self.monitor.close()
         if self.request_log:
             self.request_log.close()
@@ -140,17 +142,19 @@ class Server:
         gc.freeze()  # what lives as long as the process is not searched for garbage again and again
         self.decoders.start()
         self.monitor.wake()
+        self.canary.start()
         self._say(f"ready with model {self.slot.predictor.model_id}", "ready")
 
     def _tick(self) -> None:
         self.loop.call_later(TICK_S, self._tick)
         now = time.monotonic()
         for job in [job for job in self.jobs if job.deadline <= now]:
-            self._answer(job, HttpError(504, "no answer within the time limit"))
+            self.answer(job, HttpError(504, "no answer within the time limit"))
         for connection in [connection for connection in self.connections if connection.expires <= now]:
             connection.time_out()
         if self.draining:
             self._drain(now - self.drain_start)
+        self.canary.tick(now)
 
     def _drain(self, waited: float) -> None:
         if self.listener.is_serving():
@@ -161,7 +165,7 @@ class Server:
         idle = self.connections and waited < LINGER_S
         if not (busy or idle) or waited >= self.args.drain_s:
             for job in list(self.jobs):
-                self._answer(job, HttpError(503, "the server stopped before the answer was ready"))
+                self.answer(job, HttpError(503, "the server stopped before the answer was ready"))
             self._end(0)
 
     def _end(self, code: int) -> None:
@@ -180,7 +184,7 @@ class Server:
 
     async def reload(self, wanted: dict) -> dict:
         """Load, check and swap beside the traffic. Raises HttpError 409 or 422; the model served until then goes on."""
-        if self.reloading or (why := self.unavailable()):
+        if self.reloading or (why := self.unavailable() or self.canary.busy()):
             raise HttpError(409, "a reload is under way" if self.reloading else why, RETRY)
         self.reloading = True
         try:
@@ -201,8 +205,8 @@ class Server:
         task.add_done_callback(lambda task: task.exception())  # the log has it already
 
     async def _asked_by_supervisor(self, what: str, value: object) -> object:
-        if what == "snapshot":
-            return snapshot(self)
+        if what in ("snapshot", "apply"):
+            return snapshot(self) if what == "snapshot" else self.canary.apply(value)
         return await self.reload(value) if what == "reload" else answer_worker(self, what, value)
 
     # -- one prediction, from head to answer --
@@ -231,14 +235,15 @@ class Server:
             raise HttpError(429, "the queue is full", RETRY)
         job = Prediction(connection, protocol, self.slot.predictor, body, time.monotonic() + seconds)
         self.jobs.add(job)
-        self.decoders.put(job)
+        if not self.canary.deal(job):
+            self.decoders.put(job)
         return job
 
     def _done(self, jobs: list[Prediction]) -> None:
         """From the other threads; once per batch, not per item."""
-        self._tell_loop(self._answer_all, jobs)
+        self.tell_loop(self._answer_all, jobs)
 
-    def _tell_loop(self, function: Callable, value: object) -> None:
+    def tell_loop(self, function: Callable, value: object) -> None:
         if not self.loop.is_closed():  # closed: we are past the drain time, and nobody waits for this
             self.loop.call_soon_threadsafe(function, value)
 
@@ -248,10 +253,11 @@ class Server:
         self.watched = {}
         for job in jobs:
             if not job.abandoned and job.deadline > time.monotonic():
-                self._answer(job, fault(job))
+                self.answer(job, fault(job))
 
-    def _answer(self, job: Prediction, error: HttpError | None) -> None:
+    def answer(self, job: Prediction, error: HttpError | None) -> None:
         connection, seconds = job.connection, stages(job, time.monotonic())
+        self.canary.answered(job, error)
         if error is None:
             observe(self.metrics, job, seconds)
             self.latencies.push(seconds["total"] * 1000)
@@ -260,6 +266,7 @@ class Server:
                 self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.monitor.alarms.firing()}
             extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched}
             extra |= {"req_id": connection.req_id, "model_id": job.predictor.model_id}
+            extra |= {"arm": job.arm} if job.arm else {}
             reply = job.protocol.write(job, extra)
         else:
             reply = error_reply(error)

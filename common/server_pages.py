@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from common import monitor_pages, oip_v2
+from common import monitor_pages, oip_v2, rollout_pages
 from common.batcher import Job
 from common.endpoints import GET, POST, RETRY, Endpoint, Reply, json_reply, later
 from common.http_connection import Connection
@@ -40,6 +40,7 @@ def endpoints(server) -> dict[str, Endpoint]:
         Endpoint(GET, "/ready", page=partial(_ready, server)),
         Endpoint(GET, "/metrics", **metrics),
         *monitor_pages.endpoints(server),
+        *rollout_pages.endpoints(server),
         Endpoint(POST, "/admin/reload", accept=partial(_reload, server), guard="admin"),
         *predicting,
     ]
@@ -67,6 +68,7 @@ def snapshot(server) -> dict:
         "predictions_in_flight": {"": len(server.jobs)},
         "model_ready": {"": int(not server.unavailable())},
         **monitor_pages.gauges(server),
+        **server.canary.gauges(),
     }
     if model := server.slot.predictor:
         names = {"model_id": model.model_id, "name": server.route.name, "version": model_version(model)}

@@ -24,6 +24,8 @@ from common.endpoints import RETRY
 from common.http_wire import HttpError
 from common.metrics import merged
 from common.releases import served_file
+from common.rollout_control import ANSWERED as CONTROL
+from common.rollout_control import make_control
 from common.workers import SETTINGS, Peer
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ class Supervisor:
     """Starts `args.workers` workers and keeps that many alive until it is told to stop."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.ckpt = args, ""  # ckpt: what was reloaded in place of --ckpt
+        self.control = make_control(args, self._spread)
+        promoted = self.control and self.control.rollout.status == "promoted"
+        self.args, self.ckpt = args, args.ckpt if promoted else ""  # ckpt: what is served in place of --ckpt
         self.workers = [Worker(number) for number in range(args.workers)]
         self.past: dict = merged([])  # what workers counted that are no more
         self.restarts, self.code = 0, 0
@@ -71,6 +75,8 @@ class Supervisor:
             for worker in self.workers if late else []:
                 self._signal(worker, signal.SIGKILL)
             await asyncio.gather(*lives)
+        if self.control:
+            self.control.rollout.save()
         return self.code
 
     # -- the workers' lives --
@@ -124,6 +130,8 @@ class Supervisor:
             return await self._metrics(worker, value)
         if what == "reload":
             return await self._reload(value)
+        if what in CONTROL:
+            return self.control.asked(what, value)
         if what == "gather":
             return await self._gather(**value)
         if what == "ready":
@@ -159,10 +167,21 @@ class Supervisor:
             raise refusals[0]
         return [answer for answer in found if not isinstance(answer, BaseException)]
 
+    def _spread(self, split: dict) -> None:
+        """A decision about the candidate, to all workers at once."""
+        if split["status"] == "promoted":
+            self.ckpt = self.control.candidate
+        for worker in self.workers:
+            with contextlib.suppress(HttpError):  # it is gone; the next one asks when it starts
+                if worker.peer:
+                    worker.peer.tell("apply", split)
+
     async def _watch(self) -> None:
         """So that little is lost of what a worker counted when it dies."""
         while True:
             await asyncio.sleep(1.0)
+            if self.control:
+                self.control.rollout.save_sometimes()
             await self._metrics(None, None)
 
     # -- another model --

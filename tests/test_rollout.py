@@ -72,7 +72,7 @@ def test_state_goes_on_where_it_was():
 
 
 def test_a_candidate_that_breaks_late_is_found_soon():
-    tests = RateTests([Row(odds=RARE)])
+    tests = RateTests([Row(rare=True)])
     for _ in range(2000):
         tests.update(np.array([[3, 0]]), np.array([[1, 0]]), 0.25)
     broken = 0

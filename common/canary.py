@@ -1,0 +1,295 @@
+"""The candidate beside the stable model in one server: whose turn a request is, and what becomes of it.
+
+    canary = Canary(server)
+    canary.start()                      # load the candidate, in a thread of its own
+    if not canary.deal(job):            # True: the candidate has it, and stable stands by
+        decoders.put(job)
+
+The candidate has its own queue, model thread and decode threads, so one that hangs holds nobody up. What it gets is a
+twin of the request; the request itself keeps its place in stable's queue. If the twin fails, is refused, or takes
+longer than --canary_patience_ms, stable answers. Every outcome is reported to the rollout (common.rollout_control),
+which says what part of the requests the candidate gets; everything here runs on the event loop.
+
+An arm is chosen by a hash of X-Canary-Key, else of the request's id: retries stick. A key seen lately is no new
+evidence.
+In --shadow, and for as many of stable's requests as the candidate gets (5 % at most), the twin answers nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict, defaultdict
+
+from common.batcher import Job, MicroBatcher
+from common.cli import UserError
+from common.feedback import kept, scores
+from common.http_wire import HttpError
+from common.monitor_core import Alarm
+from common.outcomes import bad, differ, kind, shown
+from common.predictions import DecodePool, Prediction
+from common.rollout import RUNNING
+from common.rollout_control import candidate_file, make_control
+from common.server_pages import endpoints
+
+log = logging.getLogger(__name__)
+REMEMBERED = 10_000  # keys, and answers that wait for their labels
+MOST_COMPARED = 0.05  # of the requests, compared with stable's answers beside a canary
+NICE = 10  # of a shadow's thread: stable goes first
+NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False}
+ADOPTED = ("predictor", "results", "batch", "started_at", "ended_at", "decode_s", "data_hash", "is_list", "wanted")
+ALARM = "canary_rollback"
+
+
+class Canary:
+    """Both arms of one process. Without --canary it does nothing."""
+
+    def __init__(self, server):
+        self.server, self.args = server, server.args
+        self.patience_s = min(self.args.canary_patience_ms, self.args.timeout_ms / 2) / 1000
+        self.split, self.predictor = NEVER, None
+        self.waiting: set[Prediction] = set()
+        self.keys: OrderedDict[bytes, None] = OrderedDict()
+        self.answers: OrderedDict[str, tuple] = OrderedDict()
+        self.report = _empty()
+        self.batcher = self.decoders = None
+        self.control = None if server.link else make_control(self.args, self.apply)  # else the supervisor has it
+
+    # -- life --
+
+    def start(self) -> None:
+        """Load the candidate, unless its rollout has ended."""
+        if self.args.canary:
+            self.beginning = self.server.loop.create_task(self._begin())
+
+    async def ask(self, what: str, value: object = None) -> object:
+        """What the rollout answers; see common.rollout_control."""
+        return await self.server.link.ask(what, value) if self.server.link else self.control.asked(what, value)
+
+    def _tell(self, what: str, value: object) -> None:
+        if self.server.link:
+            with contextlib.suppress(HttpError):  # the supervisor is gone, and this worker is about to end
+                self.server.link.tell(what, value)
+        else:
+            self.control.asked(what, value)
+
+    async def _begin(self) -> None:
+        split = self.split = await self.ask("split")
+        if split["status"] not in RUNNING:
+            return
+        args, shadow = self.args, split["shadow"]
+        self.server.monitor.alarms.add(Alarm(ALARM, 1.0, min_samples=1, consecutive=1, severity="critical"))
+        self.batcher = MicroBatcher(
+            self._twins_done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue
+        )
+        self.decoders = DecodePool(self.batcher, self._twins_done, 0 if shadow else args.decode_threads)
+        self.batcher.start()
+        self.decoders.start()
+        loaded = self.batcher.call(self._load)
+        loaded.add_done_callback(lambda future: self.server.tell_loop(self._loaded, future))
+
+    def _load(self) -> object:
+        if self.split["shadow"] and sys.platform == "linux":  # elsewhere it would be the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        predictor = self.server.slot.load_from(candidate_file(self.args))
+        self.server.slot.warm_up(predictor)
+        predictor.check_golden()
+        return predictor
+
+    def _loaded(self, future) -> None:
+        error = future.exception()
+        if error is None and self.split["status"] != "rolled_back":
+            self.predictor = future.result()
+            log.warning("candidate %s is ready", self.predictor.model_id)
+            if self.split["status"] == "promoted":
+                self._take_over()
+        if error is None:
+            return
+        log.error("the candidate cannot be served: %s", error, exc_info=None if isinstance(error, UserError) else error)
+        self._tell("failed", f"the candidate cannot be served: {error}")
+
+    def busy(self) -> str:
+        """Why another model cannot be loaded now; empty if it can."""
+        under_way = self.split["status"] in RUNNING
+        return "a rollout is under way: end it with POST /rollout/promote or /rollout/rollback" if under_way else ""
+
+    def gauges(self) -> dict:
+        """For /metrics."""
+        if not self.args.canary:
+            return {}
+        return {"rollout_share": {"": self.split["share"]}, "rollout_status": {f'status="{self.split["status"]}"': 1}}
+
+    def stop(self, timeout_s: float) -> bool:
+        """End its threads; False if one is still busy."""
+        if self.control:
+            self.control.rollout.save()
+        return self.batcher is None or all([self.batcher.stop(timeout_s), self.decoders.stop(0.1)])
+
+    # -- dealing --
+
+    def deal(self, job: Prediction) -> bool:
+        """True: the candidate's twin of the job will bring its answer, or put the job to stable's decoders."""
+        split = self.split
+        if self.predictor is None or not (split["share"] or split["shadow"]) or getattr(job.protocol, "version", ""):
+            return False
+        sent = job.request.headers.get("x-canary-key") or job.request.headers.get("x-request-id")
+        digest = hashlib.blake2b(f"{split['salt']} {sent or job.connection.req_id}".encode(), digest_size=8).digest()
+        # of a shadowed pair one counts, by a fair coin: two outcomes of one input are not independent
+        at, share = int.from_bytes(digest, "big") / 2**64, 0.5 if split["shadow"] else split["share"]
+        counted = 0.0 if sent and self._seen(digest) else share
+        job.arm, answers = "stable", at < share and not split["shadow"]
+        wanted = answers or split["shadow"] or at < share + min(share, MOST_COMPARED)
+        if not wanted or not self.batcher.reserve():
+            if at >= share:
+                job.share = counted
+            elif answers and counted:  # it does not keep up
+                job.canary_fault = "hung"
+                self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
+            return False
+        until = job.accepted_at + self._patience(job)
+        twin = Prediction(job.connection, job.protocol, self.predictor, job.body, until)
+        twin.twin, job.twin, twin.arm = job, twin, "canary" if answers else "shadow"
+        (twin if at < share else job).share = counted
+        self.waiting.add(twin)
+        self.decoders.put(twin)
+        return answers
+
+    def _patience(self, job: Prediction) -> float:
+        """Seconds; time has to be left for stable where the client has less of it."""
+        return min(self.patience_s, (job.deadline - job.accepted_at) / 2)
+
+    def _seen(self, digest: bytes) -> bool:
+        if digest in self.keys:
+            return True
+        self.keys[digest] = None
+        if len(self.keys) > REMEMBERED:
+            self.keys.popitem(last=False)
+        return False
+
+    # -- outcomes --
+
+    def _twins_done(self, twins: list[Prediction]) -> None:
+        self.server.tell_loop(self._take_twins, twins)
+
+    def _take_twins(self, twins: list[Prediction]) -> None:
+        self.server.watched = {}
+        for twin in twins:
+            if twin in self.waiting:
+                self._take_twin(twin, kind(twin, twin.error))
+
+    def _take_twin(self, twin: Prediction, fault: str | None) -> None:
+        """fault None: neither arm's, the request itself is wrong; stable will say so."""
+        self.waiting.discard(twin)
+        job, now = twin.twin, time.monotonic()
+        twin.abandoned = True
+        self._record(twin, fault, now)
+        if twin.arm == "shadow":
+            self._compare(job, twin, fault)
+        elif fault == "":
+            job.arm, job.share = "canary", twin.share
+            for name in ADOPTED:
+                setattr(job, name, getattr(twin, name))
+            self.server.batcher.release(job.places)
+            self.server.answer(job, None)
+        else:
+            job.canary_fault = fault or ""
+            self.server.decoders.put(job)
+
+    def answered(self, job: Prediction, error: HttpError | None) -> None:
+        """Every answer of the server, before it is sent."""
+        if job.arm == "stable" and not job.canary_fault:
+            fault, now = kind(job, error), time.monotonic()
+            slow = now - job.accepted_at > self._patience(job)
+            self._record(job, "hung" if slow and fault == "" else fault, now)
+            if job.twin and job.twin.arm == "shadow":
+                self._compare(job, job.twin, fault)
+        if job.share and error is None and isinstance(job.results[0], dict):
+            self.answers[job.connection.req_id] = (job.arm == "canary", job.share, kept(job.results[0]))
+            if len(self.answers) > REMEMBERED:
+                self.answers.popitem(last=False)
+
+    def left(self, job: Job) -> None:
+        """Its client hung up; on both arms that is an answer which took at least so long."""
+        if isinstance(job, Prediction) and job.arm:
+            dealt = job.twin if job.twin in self.waiting and job.twin.arm == "canary" else None
+            if dealt:
+                self.waiting.discard(dealt)
+                dealt.abandoned = True
+                self.server.batcher.release(job.places)
+            self._record(dealt or job, "", time.monotonic())
+
+    def _record(self, job: Prediction, fault: str | None, now: float) -> None:
+        arm, seconds = job.arm, now - job.accepted_at
+        if fault is not None:
+            self.server.metrics.count("arm_requests_total", f'arm="{arm}",result="{fault or "ok"}"')
+            self.server.metrics.observe("arm_seconds", seconds, f'arm="{arm}"')
+        if fault is not None and job.share:
+            outcome = (arm != "stable", fault, round(seconds * 1000, 3), *shown(job, fault))
+            self.report["outcomes"][str(job.share)].append(outcome)
+
+    def _compare(self, job: Prediction, twin: Prediction, fault: str | None) -> None:
+        """Whichever of the two came last."""
+        if fault == "" and job.ended_at and twin.ended_at and not bad(job) and not bad(twin):
+            pairs = zip(job.results, twin.results, strict=True)
+            self.report["pairs"].append(any(differ(*pair) for pair in pairs))
+
+    def labelled(self, truth: dict) -> None:
+        """What turned out to be true of an answer, as POST /feedback brings it."""
+        found = self.answers.pop(truth["req_id"], None) if truth.get("item", 0) == 0 else None
+        if found:
+            canary, share, answer = found
+            score = scores(answer, truth)
+            if "accuracy" in score:
+                self.report["labels"].append((canary, share, score["accuracy"] == 0))
+            elif "error" in score:
+                self.report["residuals"].append((canary, share, score["error"]))
+
+    def tick(self, now: float) -> None:
+        """Twins that take too long or that nobody waits for any more; then report."""
+        for twin in [twin for twin in self.waiting if twin.deadline <= now]:
+            self._take_twin(twin, "hung")
+        if any(self.report.values()):
+            report, self.report = self.report, _empty()
+            self._tell("report", report)
+        if self.control:
+            self.control.rollout.save_sometimes()
+
+    # -- what the rollout says --
+
+    def apply(self, split: dict) -> None:
+        """A decision was made."""
+        before, self.split = self.split["status"], split
+        if split["status"] == before or before == "waiting":
+            return
+        if split["status"] == "rolled_back":
+            self._roll_back(split["why"])
+        elif split["status"] == "promoted" and self.predictor:  # else as soon as it is loaded
+            self._take_over()
+
+    def _take_over(self) -> None:
+        candidate, self.predictor = self.predictor, None
+        # in stable's thread; what the candidate's own still has, it will answer
+        taken = self.server.batcher.call(lambda: self.server.slot.take(candidate, candidate_file(self.args)))
+        taken.add_done_callback(lambda future: self.server.tell_loop(self._taken_over, future))
+
+    def _roll_back(self, why: str) -> None:
+        self.predictor = None
+        for twin in list(self.waiting):
+            self._take_twin(twin, None)
+        self.batcher.stop(0)
+        self.server.monitor.alarms.run({ALARM: (1.0, 1, {"why": why})})
+
+    def _taken_over(self, future) -> None:
+        if error := future.exception():
+            log.error("the candidate could not take over, stable goes on: %s", error, exc_info=error)
+            return
+        self.server.endpoints = endpoints(self.server)
+
+
+def _empty() -> dict:
+    return {"outcomes": defaultdict(list), "pairs": [], "labels": [], "residuals": []}

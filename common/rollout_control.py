@@ -1,0 +1,135 @@
+"""The rollout of a server, in the one process that decides: the server itself, or the supervisor of its workers.
+
+    control = make_control(args, spread)        # None without --canary; spread(split) tells whoever deals requests
+    control.asked("report", report)             # what common.canary saw
+    control.asked("order", "promote")
+
+Reads both checkpoints (their SHA-256 name the rollout); writes --rollout_state and the decisions beside it. Where the
+candidate was named as a release, such as vision@3, a promotion becomes the registry's production.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import UserError
+from common.endpoints import RETRY
+from common.http_wire import HttpError
+from common.judge import ALPHA, Outcome
+from common.log import file_sha256
+from common.releases import NAME, Releases, served_file
+from common.rollout import RUNNING, VERBS, Plan, Rollout
+
+log = logging.getLogger(__name__)
+ANSWERED = ("report", "split", "rollout", "order", "failed")  # what Control.asked takes
+
+
+class Control:
+    """Takes reports, makes decisions, and tells them to whoever has to know."""
+
+    def __init__(self, args: argparse.Namespace, spread: Callable[[dict], None]):
+        self.args, self.spread = args, spread
+        shadow_off = tuple(name for name in args.guardrails if not (args.shadow and name == "latency"))
+        plan = Plan(args.stages, args.stage_requests, shadow_off, args.max_disagreement, args.shadow)
+        files = {"stable": served_file(args), "candidate": candidate_file(args)}
+        models = {arm: _sha256(file) for arm, file in files.items()}
+        path = args.rollout_state or Path(files["stable"]).with_name("rollout.json")
+        self.rollout = Rollout(path, models, plan)
+        if self.rollout.status not in RUNNING:
+            log.warning("%s: this candidate was %s before: %s", path, self.rollout.status, self.rollout.why)
+        self.candidate = files["candidate"]
+
+    def asked(self, what: str, value: object) -> object:
+        """One of ANSWERED. Raises HttpError 409 for an order that makes no sense now."""
+        if what == "report":
+            self._take(value)
+            self._told(self.rollout.decide())
+        elif what == "order":
+            try:
+                self._told([self.rollout.order(value)])
+            except ValueError as error:
+                raise HttpError(409, str(error), RETRY) from error
+        elif what == "failed" and (decision := self.rollout.fail(value)):
+            self._told([decision])
+        return self.rollout.split() if what in ("split", "report") else self.rollout.about()
+
+    def _take(self, report: dict) -> None:
+        judge = self.rollout.judge
+        groups = [
+            (float(share), [Outcome(*outcome) for outcome in found]) for share, found in report["outcomes"].items()
+        ]
+        self.rollout.take(groups)
+        for differ in report["pairs"]:
+            judge.take_pair(differ)
+        for name, take in (("labels", judge.take_labels), ("residuals", judge.take_residuals)):
+            for canary, share, value in report[name]:
+                take(np.array([canary]), np.array([value]), share)
+
+    def _told(self, decisions: list[dict]) -> None:
+        for decision in decisions:
+            log.warning("rollout: %s: %s", decision["decision"], decision["why"])
+            self.spread(self.rollout.split())
+            if decision["decision"] == "promote" and NAME.fullmatch(self.args.canary):
+                # in a thread: it reads the release's files anew
+                threading.Thread(target=self._tell_registry, args=(decision["why"],), daemon=True).start()
+
+    def _tell_registry(self, why: str) -> None:
+        try:
+            Releases(self.args.registry).promote(self.args.canary)
+        except (UserError, OSError) as error:
+            log.error("%s answers all requests (%s), but the registry refused: %s", self.args.canary, why, error)
+
+
+def make_control(args: argparse.Namespace, spread: Callable[[dict], None]) -> Control | None:
+    """By the flags. A candidate that was promoted earlier is from now on what is served: args.ckpt becomes its file."""
+    if not args.canary:
+        return None
+    control = Control(args, spread)
+    if control.rollout.status == "promoted":
+        args.ckpt, args.model = control.candidate, ""
+    return control
+
+
+def candidate_file(args: argparse.Namespace) -> str:
+    """The checkpoint behind --canary, a file or a release such as vision@3."""
+    if NAME.fullmatch(args.canary) and not Path(args.canary).exists():
+        return str(Releases(args.registry).checkpoint(args.canary))
+    return args.canary
+
+
+def _sha256(path: str) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); --ckpt and --canary want two checkpoints"
+        ) from error
+
+
+def stage_list(text: str) -> tuple[float, ...]:
+    """`type=` of --stages: rising percents such as 1,5,25,100."""
+    stages = tuple(float(part) for part in text.split(","))
+    if not all(
+        0 < low < high <= 100 for low, high in zip((0.0001, *stages), (*stages, 100.1), strict=True) if high <= 100
+    ):
+        raise argparse.ArgumentTypeError(f"{text}: wanted percents that rise, above 0 and at most 100")
+    return stages
+
+
+def guardrail_list(text: str) -> tuple[str, ...]:
+    """`type=` of --guardrails."""
+    names = tuple(text.split(","))
+    if wrong := [name for name in names if name not in ALPHA]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]}: no such guardrail; wanted some of {','.join(ALPHA)}")
+    return names
+
+
+def verbs() -> tuple[str, ...]:
+    """What POST /rollout/... takes."""
+    return VERBS

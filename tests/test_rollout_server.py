@@ -1,0 +1,307 @@
+"""A candidate beside the stable model in a running server: healthy ones, broken ones, and what an operator does."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from common.cli import UserError
+from common.rollout import ask
+from tests.test_server_microbatch import PATIENCE_S, Tiny, wait_until
+from tests.test_server_operations import TOKEN
+
+SCRIPT = """
+import argparse, json, os, sys, time
+from common.server_microbatch import Route, add_server_flags, run_server
+
+class Predictor:
+    example = "2"
+    def __init__(self, args):
+        self.held = json.load(open(args.ckpt))
+        self.model_id, self.seen = self.held["id"], 0
+    def decode(self, item):
+        if not isinstance(item, str) or not item.isdigit() or self.now("refuse"):
+            raise ValueError("wanted digits")
+        return item
+    def now(self, fault):
+        return self.held.get("fault") == fault and self.seen > self.held.get("after", 100)
+    def predict_rows(self, rows):
+        self.seen += len(rows)
+        if self.now("raise"):
+            raise RuntimeError("broken")
+        while self.now("hang"):
+            time.sleep(0.01)
+        if self.now("leak"):
+            time.sleep(min(1.0, 0.002 * (self.seen - self.held.get("after", 100))))
+        value = float("nan") if self.now("nan") else self.held.get("gain", 2)
+        wrong = self.held.get("wrong", 0)
+        return [{"pred": int(row) * value, "label": "ab"[(int(row) + wrong) % 2], "prob": 0.9} for row in rows]
+    def check_golden(self):
+        pass
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--ckpt")
+add_server_flags(parser, 8080)
+args = parser.parse_args()
+sys.exit(run_server(lambda: Predictor(args), Route("/predict", "x", "xs"), args))
+"""
+
+
+class Two(Tiny):
+    """A server with a stable model, "old", and a candidate, "new"."""
+
+    script_text, model_id = SCRIPT, "old"
+
+    def __init__(self, folder: Path, *flags: str, candidate: dict | str, model_id: str = "old"):
+        self.folder, self.model_id = folder, model_id
+        (folder / "old.json").write_text('{"id": "old"}')
+        held = candidate if isinstance(candidate, str) else json.dumps({"id": "new", **candidate})
+        (folder / "new.json").write_text(held)
+        (folder / "token").write_text(TOKEN)
+        files = ["--ckpt", folder / "old.json", "--canary", folder / "new.json", "--admin_token_file", folder / "token"]
+        usual = ["--request_log", folder / "log", "--canary_patience_ms", "300"]
+        super().__init__(folder, *map(str, [*files, *usual]), *flags)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def rollout(self) -> dict:
+        return self.ask("GET", "/rollout")[2]
+
+    def order(self, verb: str, token: str = TOKEN):
+        return self.ask("POST", f"/rollout/{verb}", b"", {"Authorization": f"Bearer {token}"})
+
+    def loaded(self) -> "Two":
+        """When the candidate gets its first request."""
+        wait_until(lambda: any(answer[2].get("arm") for answer in load(self, 8)), "the candidate is loaded")
+        return self
+
+    def decisions(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "rollout.jsonl").read_text().splitlines()]
+
+    def log(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+
+    def metrics(self) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return text
+
+
+def load(server: Tiny, requests: int, threads: int = 4, headers: dict | None = None) -> list[tuple[int, int, dict]]:
+    """(item, status, answer) of so many requests over a few connections."""
+    answers, numbers = [], iter(range(requests))
+
+    def run():
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        for number in numbers:
+            connection.request("POST", "/predict", json.dumps({"x": str(number)}), headers or {})
+            answer = connection.getresponse()
+            answers.append((number, answer.status, json.loads(answer.read())))
+        connection.close()
+
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(answers) == requests
+    return answers
+
+
+def load_until_ended(server: Two, requests: int = 50, threads: int = 4) -> list[tuple[int, int, dict]]:
+    """Traffic until the rollout has ended."""
+    answers, until = [], time.monotonic() + PATIENCE_S
+    while server.rollout()["status"] == "running":
+        assert time.monotonic() < until, server.rollout()
+        answers += load(server, requests, threads)
+    return answers
+
+
+@pytest.fixture
+def two(tmp_path):
+    servers = []
+
+    def start(*flags: str, candidate: dict | str, **options) -> Two:
+        servers.append(Two(tmp_path, *flags, candidate=candidate, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_a_healthy_candidate_takes_over(two):
+    server = two("--stages", "20,50,100", "--stage_requests", "50", candidate={}).loaded()
+    answers = load_until_ended(server, 100)
+    assert {status for _, status, _ in answers} == {200}
+    assert all(answer["pred"] == 2 * number for number, _, answer in answers)
+    assert {(answer["arm"], answer["model_id"]) for _, _, answer in answers if "arm" in answer} == {
+        ("stable", "old"),
+        ("canary", "new"),
+    }
+    wait_until(lambda: server.predict("1")[2]["model_id"] == "new", "the candidate is the stable model")
+    assert "arm" not in server.predict("1")[2]
+    assert [line["decision"] for line in server.decisions()] == ["start", "advance", "promote"]
+    text = server.metrics()
+    assert 'arm_requests_total{arm="canary",result="ok"}' in text
+    assert 'arm_seconds_count{arm="stable"}' in text
+    assert 'rollout_status{status="promoted"} 1' in text
+    assert server.stop() == 0
+    assert {line["model_id"] for line in server.log() if line.get("arm") == "canary"} == {"new"}
+    # the same command again: it goes on with what was promoted
+    again = two("--stages", "20,50,100", candidate={}, model_id="new")
+    assert (again.predict("1")[2]["model_id"], again.rollout()["status"]) == ("new", "promoted")
+
+
+@pytest.mark.parametrize("fault", ["raise", "hang", "nan", "leak", "refuse"])
+def test_a_broken_candidate_is_rolled_back_and_nobody_notices(two, fault):
+    flags = ["--stages", "25,100", "--stage_requests", "1000"]
+    server = two(*flags, candidate={"fault": fault, "after": 120}).loaded()
+    answers = load_until_ended(server, 40, threads=8)
+    about = server.rollout()
+    assert (about["status"], about["percent"]) == ("rolled_back", 0)
+    guardrail = {"refuse": "refusals", "leak": "latency"}.get(fault, "errors")
+    assert guardrail in about["why"]
+    answers += load(server, 20)
+    assert {status for _, status, _ in answers} == {200}
+    assert all(answer["pred"] == 2 * number for number, _, answer in answers)
+    after = server.predict("1")[2]
+    assert (after["model_id"], "canary_rollback" in after["alert"]) == ("old", True)
+    assert "arm" not in after
+    last = server.decisions()[-1]
+    assert (last["decision"], last["why"]) == ("rollback", about["why"])
+    assert last["guardrails"][guardrail]["e"] >= last["guardrails"][guardrail]["needs"]
+    if fault != "leak":
+        wanted = {"raise": "failed", "hang": "hung", "nan": "non-finite", "refuse": "refused"}[fault]
+        assert f'arm_requests_total{{arm="canary",result="{wanted}"}}' in server.metrics()
+    assert server.stop() == 0
+    if fault != "leak":
+        assert {line.get("canary_fault") for line in server.log()} >= {wanted}
+
+
+def test_a_candidate_that_cannot_be_loaded_is_rolled_back(two):
+    server = two(candidate="{")
+    wait_until(lambda: server.rollout()["status"] == "rolled_back", "the rollout has ended")
+    assert "cannot be served" in server.rollout()["why"]
+    assert server.predict("4")[2]["model_id"] == "old"
+
+
+def test_a_missing_candidate_stops_the_start(tmp_path):
+    (tmp_path / "old.json").write_text('{"id": "old"}')
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), "--port", "0", "--ckpt", str(tmp_path / "old.json")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([*command, "--canary", "nowhere"], env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "nowhere: cannot be read" in done.stderr
+
+
+def saved(server: Two) -> dict:
+    return json.loads((server.folder / "rollout.json").read_text())
+
+
+def arms(server: Two, keys: int = 60) -> list[str]:
+    return [server.predict("1", X_Canary_Key=f"user {key}")[2]["arm"] for key in range(keys)]
+
+
+def test_users_stick_to_their_arm_and_a_killed_server_resumes_stage_and_split(two):
+    flags = ["--stages", "10,50,100", "--stage_requests", "30"]
+    server = two(*flags, candidate={}).loaded()
+    wait_until(lambda: load(server, 100) and server.rollout()["stage"] == 1, "the second stage is reached")
+    server.order("hold")
+    first = arms(server)
+    assert arms(server) == first
+    assert 10 <= first.count("canary") <= 50
+    retried = {server.predict("1", X_Request_ID="abc")[2]["arm"] for _ in range(5)}
+    assert len(retried) == 1
+    wait_until(lambda: saved(server)["in_stage"] == server.rollout()["requests_in_stage"], "the evidence is on disk")
+    before = server.rollout()
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    again = two(*flags, candidate={}).loaded()
+    after = again.rollout()
+    assert (after["status"], after["stage"], after["percent"]) == ("held", 1, 50)
+    assert after["requests_in_stage"] >= before["requests_in_stage"]
+    for name, numbers in before["guardrails"].items():
+        assert after["guardrails"][name]["canary"]["n"] >= numbers["canary"]["n"]
+    assert arms(again) == first
+    assert again.decisions()[-1]["decision"] == "resume"
+
+
+def test_shadow_answers_nobody_and_is_compared(two):
+    server = two("--shadow", candidate={"wrong": 1})
+    answers = load_until_ended(server)
+    assert {(status, answer["model_id"]) for _, status, answer in answers} == {(200, "old")}
+    assert "disagreement" in server.rollout()["why"]
+
+
+def test_a_shadow_that_hangs_holds_nobody_up(two):
+    server = two("--shadow", "--queue", "16", candidate={"fault": "hang"})
+    assert {(status, answer["model_id"]) for _, status, answer in load_until_ended(server)} == {(200, "old")}
+    assert "errors" in server.rollout()["why"]
+    assert server.stop() == 0
+
+
+def test_labels_that_come_later_count(two):
+    server = two("--stages", "50,100", "--stage_requests", "100000", "--guardrails", "feedback", candidate={"wrong": 1})
+    server.loaded()
+
+    def ended() -> bool:
+        truth = [{"req_id": a["req_id"], "label": "ab"[n % 2]} for n, _, a in load(server, 50)]
+        assert server.ask("POST", "/feedback", {"items": truth})[0] == 200
+        return server.rollout()["status"] != "running"
+
+    wait_until(ended, "the labels tell")
+    assert server.rollout()["why"].startswith("feedback: wrong: canary 100.00 %")
+
+
+def test_orders_of_an_operator(two, tmp_path):
+    server = two(candidate={}).loaded()
+    assert server.order("promote", "wrong-token-wrong-token")[0] == 401
+    assert server.ask("POST", "/admin/reload", b"", {"Authorization": f"Bearer {TOKEN}"})[0] == 409
+    assert ask(server.url, "hold", TOKEN)["status"] == server.rollout()["status"] == "held"
+    assert ask(server.url, "resume", TOKEN)["status"] == "running"
+    command = [sys.executable, "-m", "common.rollout", "promote", "--url", server.url]
+    done = subprocess.run([*command, "--token_file", str(tmp_path / "token")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "promoted"
+    wait_until(lambda: server.predict("1")[2]["model_id"] == "new", "the candidate is the stable model")
+    with pytest.raises(UserError, match=r"409.*has ended: promoted"):
+        ask(server.url, "rollback", TOKEN)
+    with pytest.raises(UserError, match="no answer"):
+        ask("http://127.0.0.1:9", "status")
+    # what was promoted can be reloaded, as it is what is served
+    assert server.ask("POST", "/admin/reload", b"", {"Authorization": f"Bearer {TOKEN}"})[2]["model_id"] == "new"
+
+
+def test_workers_agree(two):
+    server = two("--workers", "2", "--stages", "50,100", candidate={"fault": "raise", "after": 10_000}).loaded()
+    wait_until(lambda: 'rollout_status{status="running"} 2' in server.metrics(), "both workers deal")
+    split = {key: {server.predict("1", X_Canary_Key=key)[2].get("arm") for _ in range(6)} for key in "abcdefgh"}
+    wait_until(lambda: "model_ready 2" in server.metrics(), "both are ready")
+    assert all(len(arms - {None}) == 1 for arms in split.values())
+    assert server.order("rollback")[2]["status"] == "rolled_back"
+    wait_until(lambda: 'rollout_status{status="rolled_back"} 2' in server.metrics(), "both know")
+    assert {answer["model_id"] for _, _, answer in load(server, 40)} == {"old"}
+    assert server.stop() == 0
+
+
+def test_workers_promote_and_restart_with_what_was_promoted(two):
+    server = two("--workers", "2", candidate={}).loaded()
+    assert server.order("promote")[0] == 200
+    wait_until(lambda: {a["model_id"] for _, _, a in load(server, 20)} == {"new"}, "both serve the candidate")
+    assert server.stop() == 0
+    again = two("--workers", "2", candidate={}, model_id="new")
+    assert {answer["model_id"] for _, _, answer in load(again, 20)} == {"new"}
+    assert again.stop() == 0
