@@ -14,6 +14,7 @@ import argparse
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from common.http_wire import HttpError
 from common.judge import ALPHA, Outcome
 from common.log import file_sha256
 from common.releases import NAME, Releases, served_file
-from common.rollout import RUNNING, VERBS, Plan, Rollout
+from common.rollout import RUNNING, Plan, Rollout
 
 log = logging.getLogger(__name__)
 ANSWERED = ("report", "split", "rollout", "order", "failed")  # what Control.asked takes
@@ -115,10 +116,9 @@ def _sha256(path: str) -> str:
 def stage_list(text: str) -> tuple[float, ...]:
     """`type=` of --stages: rising percents such as 1,5,25,100."""
     stages = tuple(float(part) for part in text.split(","))
-    if not all(
-        0 < low < high <= 100 for low, high in zip((0.0001, *stages), (*stages, 100.1), strict=True) if high <= 100
-    ):
-        raise argparse.ArgumentTypeError(f"{text}: wanted percents that rise, above 0 and at most 100")
+    rising = all(low < high for low, high in pairwise((0.0, *stages)))
+    if not rising or stages[0] >= 100 or stages[-1] > 100:
+        raise argparse.ArgumentTypeError(f"{text}: wanted percents that rise, from above 0 to at most 100")
     return stages
 
 
@@ -128,8 +128,3 @@ def guardrail_list(text: str) -> tuple[str, ...]:
     if wrong := [name for name in names if name not in ALPHA]:
         raise argparse.ArgumentTypeError(f"{wrong[0]}: no such guardrail; wanted some of {','.join(ALPHA)}")
     return names
-
-
-def verbs() -> tuple[str, ...]:
-    """What POST /rollout/... takes."""
-    return VERBS

@@ -45,6 +45,7 @@ def test_the_commands_for_your_own_photos_and_the_server(tmp_path):
     check_operating(tmp_path)
     check_runs(tmp_path)
     check_releasing(tmp_path)
+    check_rolling_out(tmp_path)
 
 
 @pytest.mark.slow
@@ -134,6 +135,16 @@ def check_runs(folder: Path) -> None:
     assert best.stdout == "runs/vision\n"
     assert same.stdout.startswith("the same data: ")
     assert (again.returncode, "are bit-equal" in again.stdout) == (0, True), again.stdout + again.stderr
+
+
+def check_rolling_out(folder: Path) -> None:
+    shutil.copytree(folder / "runs" / "vision", folder / "runs" / "new")
+    with served(BLOCKS["rollout"].strip(), folder) as port:
+        calls = [f"{call} --url http://localhost:{port}" for call in BLOCKS["decide"].strip().splitlines()]
+        status, held, promoted = (json.loads(shell(call, folder).stdout)["status"] for call in calls)
+    assert (status, held, promoted) == ("running", "held", "promoted")
+    with served(BLOCKS["rollout"].strip(), folder) as port:
+        assert json.loads(shell(f"curl -s localhost:{port}/rollout", folder).stdout)["status"] == "promoted"
 
 
 def check_releasing(folder: Path) -> None:

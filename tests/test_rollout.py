@@ -1,5 +1,6 @@
 """The judge and the stages: what the mathematics promises, by arithmetic, and what simulations show."""
 
+import argparse
 import itertools
 import json
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from common.cli import UserError
 from common.judge import ALPHA, FIRST, Columns, Judge, Outcome
 from common.rollout import Plan, Rollout
+from common.rollout_control import stage_list
 from common.sequential import COMMON, RARE, STAKES, RateTests, Row, log_factors
 from tests.bench import rollout as bench
 from tests.conftest import python
@@ -264,6 +266,13 @@ def test_shadow_answers_nobody_and_is_judged(tmp_path):
     assert (rollout.share, rollout.decide(), rollout.status) == (0.0, [], "running")
     rollout.take([(0.5, traffic(100, rng, 0.5, fault="failed"))])
     assert rollout.decide()[0]["decision"] == "rollback"
+
+
+@pytest.mark.parametrize("text", ["", "x", "0,5", "5,1", "5,5", "1,200", "100", "nan", "-1,5"])
+def test_stages_have_to_rise(text):
+    with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+        stage_list(text)
+    assert stage_list("1,5,25,100") == (1, 5, 25, 100)
 
 
 # -- simulations --
