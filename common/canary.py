@@ -200,8 +200,8 @@ class Canary:
             job.canary_fault = fault or ""
             self.server.decoders.put(job)
 
-    def answered(self, job: Prediction, error: HttpError | None) -> None:
-        """Every answer of the server, before it is sent."""
+    def answered(self, job: Prediction, error: HttpError | None) -> dict:
+        """Every answer of the server, before it is sent; what it says of its arm, if it has one."""
         if job.arm == "stable" and not job.canary_fault:
             fault, now = kind(job, error), time.monotonic()
             slow = now - job.accepted_at > self._patience(job)
@@ -212,6 +212,7 @@ class Canary:
             self.answers[job.connection.req_id] = (job.arm == "canary", job.share, kept(job.results[0]))
             if len(self.answers) > REMEMBERED:
                 self.answers.popitem(last=False)
+        return {"arm": job.arm} if job.arm else {}
 
     def left(self, job: Job) -> None:
         """Its client hung up; on both arms that is an answer which took at least so long."""

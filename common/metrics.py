@@ -57,6 +57,8 @@ WORST_OF |= {
     "accuracy_labelled": min,
     "process_start_time_seconds": min,
 }  # of workers; the rest is summed
+REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
+REASONS |= {503: "unavailable"}
 MOST_LABELS = 100
 START_TIME = time.time()
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from common.cli import number
+from common.http_wire import Limits
 from common.releases import STORE
 from common.rollout import Plan
 from common.rollout_control import guardrail_list, stage_list
@@ -74,3 +75,8 @@ def add_server_flags(
     for name, kind, default, text in FLAGS:
         default = defaults.get(name, default)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+
+
+def limits(args: argparse.Namespace) -> Limits:
+    """What one request may cost, by the flags."""
+    return Limits(head_bytes=args.max_head_kb * 1024, headers=args.max_headers, body_bytes=int(args.max_body_mb * 1e6))

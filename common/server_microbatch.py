@@ -32,8 +32,8 @@ from common.canary import Canary
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
 from common.http_connection import LINGER_S, Connection, close_port
-from common.http_wire import HttpError, Limits, Request
-from common.metrics import Metrics, escaped
+from common.http_wire import HttpError, Request
+from common.metrics import REASONS, Metrics, escaped
 from common.model_slot import ModelSlot
 from common.monitor_core import SlidingWindow
 from common.monitor_pages import answer_worker, make_monitor
@@ -41,6 +41,7 @@ from common.predictions import DecodePool, Prediction, Route, fault, log_entry, 
 from common.request_ids import RequestIds
 from common.request_log import RequestLog
 from common.server_flags import add_server_flags as add_server_flags
+from common.server_flags import limits
 from common.server_pages import endpoints, snapshot
 from common.supervisor import Supervisor
 from common.workers import WorkerLink, worker_settings
@@ -51,8 +52,6 @@ SWITCH_S = 0.0005  # the event loop waits so long for Python in other threads; P
 RECEIVE_BYTES = 262144  # that one read of a socket may bring
 LATENCY_WINDOW = 512  # answers whose p95 is shown
 QUEUE_FULL = HttpError(429, "the queue is full", RETRY)
-REASONS = {401: "token", 408: "slow_client", 413: "too_large", 429: "queue_full", 500: "failed", 504: "too_late"}
-REASONS |= {503: "unavailable"}
 
 
 class Server:
@@ -61,9 +60,7 @@ class Server:
     def __init__(self, load: Callable[[], object], route: Route, args: argparse.Namespace, link: WorkerLink | None):
         self.route, self.args, self.link = route, args, link
         self.tokens = read_tokens(args)
-        self.limits = Limits(
-            head_bytes=args.max_head_kb * 1024, headers=args.max_headers, body_bytes=int(args.max_body_mb * 1e6)
-        )
+        self.limits = limits(args)
         self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
         self.received = memoryview(bytearray(RECEIVE_BYTES))
@@ -257,16 +254,15 @@ class Server:
 
     def answer(self, job: Prediction, error: HttpError | None) -> None:
         connection, seconds = job.connection, stages(job, time.monotonic())
-        self.canary.answered(job, error)
+        arm = self.canary.answered(job, error)
         if error is None:
             observe(self.metrics, job, seconds)
             self.latencies.push(seconds["total"] * 1000)
             self.monitor.answered(job, seconds)
             if not self.watched:
                 self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.monitor.alarms.firing()}
-            extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched}
+            extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched, **arm}
             extra |= {"req_id": connection.req_id, "model_id": job.predictor.model_id}
-            extra |= {"arm": job.arm} if job.arm else {}
             reply = job.protocol.write(job, extra)
         else:
             reply = error_reply(error)
