@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from openapi_spec_validator import validate
 
 from common.cli import UserError
-from common.rollout import ask
+from common.rollout import VERBS, ask
 from tests.test_server_microbatch import PATIENCE_S, Tiny, wait_until
 from tests.test_server_operations import TOKEN
 
@@ -268,6 +269,9 @@ def test_labels_that_come_later_count(two):
 
 def test_orders_of_an_operator(two, tmp_path):
     server = two(candidate={}).loaded()
+    described = server.ask("GET", "/openapi.json")[2]
+    validate(described)
+    assert {"/rollout", *(f"/rollout/{verb}" for verb in VERBS)} <= described["paths"].keys()
     assert server.order("promote", "wrong-token-wrong-token")[0] == 401
     assert server.ask("POST", "/admin/reload", b"", {"Authorization": f"Bearer {TOKEN}"})[0] == 409
     assert ask(server.url, "hold", TOKEN)["status"] == server.rollout()["status"] == "held"
