@@ -79,7 +79,7 @@ def test_a_webhook_that_hangs_blocks_nobody():
         sink = Sink("webhook", webhook(url, LABELS, timeout_s=0.2), pauses=())
         for _ in range(500):
             sink.put([EVENT])
-        assert sink.counts["dropped"] >= 390
+        assert sink.counts["dropped"] >= 300
         wait_until(lambda: sink.counts["failed"] >= 1, "the failure")
         sink.close(timeout_s=0.1)
 

@@ -40,7 +40,7 @@ def cost(args, folder: Path, stack: ExitStack) -> dict:
     """
     bodies, wrk = write_texts(folder)[0], bool(shutil.which("wrk"))
     rates: dict[str, list[float]] = {"on": [], "off": []}
-    cpu: dict[str, list[float]] = {"on": [], "off": []}  # seconds for a request
+    spent, answered = {"on": 0.0, "off": 0.0}, {"on": 0, "off": 0}
     with ExitStack() as own:
         flags = {"on": (), "off": ("--policy", "off")}
         servers = {name: start(own, name, args, folder, *words) for name, words in flags.items()}
@@ -53,13 +53,15 @@ def cost(args, folder: Path, stack: ExitStack) -> dict:
                 before = cpu_seconds(pids[name])
                 figures = load(servers[name].port, bodies, CONNECTIONS, args.timing_s, wrk=wrk)
                 rates[name].append(figures["rps"])
-                cpu[name].append((cpu_seconds(pids[name]) - before) / figures["statuses"]["200"])
+                spent[name] += cpu_seconds(pids[name]) - before
+                answered[name] += figures["statuses"]["200"]
         late = {name: resident_mb(pid) for name, pid in pids.items()}
+    cpu = {name: 1e6 * spent[name] / answered[name] for name in spent}
     return {
         "serving_cost": statistics.median(map(operator.truediv, rates["off"], rates["on"])) - 1,
-        "serving_cost_cpu": statistics.median(map(operator.truediv, cpu["on"], cpu["off"])) - 1,
+        "serving_cost_cpu": cpu["on"] / cpu["off"] - 1,
         "rps": {name: statistics.median(values) for name, values in rates.items()},
-        "cpu_us_for_a_request": {name: 1e6 * statistics.median(values) for name, values in cpu.items()},
+        "cpu_us_for_a_request": cpu,
         "memory_mb": late["on"] - late["off"],
         "memory_growth_mb": {name: late[name] - early[name] for name in late},
     }
