@@ -21,6 +21,7 @@ import numpy as np
 from common.window import SlidingWindow
 
 WINDOW = 500  # joined answers
+MOST_NUMBER, MOST_VALUE = 1_000_000, 1e300  # a class or a place in a list; a value, either way
 RESULTS = ("joined", "duplicate", "late", "unknown")
 
 

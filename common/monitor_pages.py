@@ -17,7 +17,7 @@ from functools import partial
 
 from common.dashboard import dashboard
 from common.endpoints import GET, POST, Endpoint, Reply, json_reply, later
-from common.feedback import RESULTS
+from common.feedback import MOST_NUMBER, MOST_VALUE, RESULTS
 from common.http_connection import Connection
 from common.http_wire import HttpError
 from common.metrics import escaped
@@ -179,10 +179,9 @@ def answer_worker(server, what: str, value: object) -> object:
 
 def _canary(server) -> dict | None:
     """What is known here of a rollout under way, but for the salt that deals its requests."""
-    canary = getattr(server, "canary", None)
-    if canary is None or not server.args.canary:
+    if not server.args.canary:
         return None
-    return {key: value for key, value in canary.split.items() if key != "salt"}
+    return {key: value for key, value in server.canary.split.items() if key != "salt"}
 
 
 # -- feedback --
@@ -199,16 +198,24 @@ def truths(body: bytes) -> list[dict]:
             raise HttpError(400, 'wanted an object with "req_id" and "label" or "value"')
         if set(item) - {"req_id", "label", "value", "item"} or ("label" in item) == ("value" in item):
             raise HttpError(400, 'wanted "req_id", either "label" or "value", perhaps "item", and no other key')
-        place, value = item.get("item", 0), item.get("value", 0.0)
-        if isinstance(place, bool) or not isinstance(place, int) or place < 0:
+        item["item"] = whole(item.get("item", 0))
+        if item["item"] is None:
             raise HttpError(400, '"item": wanted the place in the list of the request, 0 or more')
+        value = item.get("value", 0.0)
         numbers = value if isinstance(value, list) else [value]
-        if not numbers or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        if not numbers or not all(type(n) in (int, float) and abs(n) <= MOST_VALUE for n in numbers):
             raise HttpError(400, '"value": wanted a number or a list of numbers')
-        label = item.get("label", "")
-        if isinstance(label, bool) or not isinstance(label, (str, int)):
-            raise HttpError(400, '"label": wanted a class by name or by number')
+        if "label" in item and not isinstance(item["label"], str):
+            item["label"] = whole(item["label"])
+            if item["label"] is None:
+                raise HttpError(400, '"label": wanted a class by name or by number')
     return items
+
+
+def whole(value: object) -> int | None:
+    """A whole number from 0 to MOST_NUMBER; 3.0 is 3, as JSON has only one kind of number. None for anything else."""
+    good = type(value) in (int, float) and 0 <= value <= MOST_NUMBER and value == int(value)
+    return int(value) if good else None
 
 
 def joined(server, items: list[dict]) -> dict:

@@ -6,7 +6,7 @@ schemas = schemas()             # by name, for the components
 
 from __future__ import annotations
 
-from common.feedback import RESULTS
+from common.feedback import MOST_NUMBER, MOST_VALUE, RESULTS
 from common.json_schema import TEXT, WHOLE, as_json, fields, list_of, ref
 
 
@@ -44,17 +44,20 @@ def told(path: str) -> dict | None:
 
 def schemas() -> dict:
     """By name."""
-    value = {"type": "number", "minimum": -1e300, "maximum": 1e300}
+    value = {"type": "number", "minimum": -MOST_VALUE, "maximum": MOST_VALUE}
     keys = {
         "req_id": {**TEXT, "description": "of the answer"},
         "item": {
             "type": "integer",
             "minimum": 0,
-            "maximum": 1_000_000,
+            "maximum": MOST_NUMBER,
             "description": "its place in a list; default 0",
         },
     }
-    label = {"anyOf": [TEXT, {"type": "integer", "minimum": 0, "maximum": 1_000_000}], "description": "name or number"}
+    label = {
+        "anyOf": [TEXT, {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}],
+        "description": "name or number",
+    }
     number = {"anyOf": [value, list_of(value, minItems=1)], "description": "what came, one number a step"}
     one = {
         "oneOf": [

@@ -259,12 +259,17 @@ def test_of_several_workers_one_knows():
     "body",
     ["{}", "[]", '{"req_id": "1"}', '{"req_id": 1, "label": "a"}', '{"req_id": "1", "label": "a", "value": 1}',
      '{"req_id": "1", "label": "a", "item": -1}', '{"req_id": "1", "label": 1.5}', '{"req_id": "1", "value": "1"}',
+     '{"req_id": "1", "value": 1e301}', '{"req_id": "1", "label": 1000001}',
      '{"req_id": "1", "value": []}', '{"items": []}', '{"items": [1]}', '{"req_id": "1", "label": true}'],
 )  # fmt: skip
 def test_wrong_feedback_is_refused(body):
     with pytest.raises(Exception, match="wanted") as refused:
         truths(body.encode())
     assert refused.value.status == 400
+
+
+def test_json_has_one_kind_of_number():
+    assert truths(b'{"req_id": "1", "label": 3.0, "item": 2.0}') == [{"req_id": "1", "label": 3, "item": 2}]
 
 
 # -- in a server --
