@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: demo test lint clean
 
-demo: .venv/installed  ## photos, training, evaluation, a CSV and one served answer: about two minutes on two cores
+demo: .venv/installed  ## three projects, each: data, training, evaluation, a CSV and one served answer; about two minutes on two cores
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed-dev  ## the whole suite
