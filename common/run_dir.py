@@ -1,7 +1,7 @@
 """One training at a time in a run folder, and no training writes over an earlier one.
 
     with claim_run_dir("runs/vision", resume=False) as run_dir:
-        ...
+        history = restore(run_dir, base, model=model, optimizer=optimizer) if resume else []
 
 Moves the files of an earlier run to `runs/vision/earlier/<UTC time of that run>/`.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
+from common.amp_ckpt import load_ckpt, replace_file
 from common.cli import UserError
 
 
@@ -38,6 +40,27 @@ def claim_run_dir(run_dir: str | Path, resume: bool) -> Iterator[Path]:
         if not resume:
             _set_aside(run_dir)
         yield run_dir
+
+
+def restore(run_dir: Path, base: dict, **parts: object) -> list[dict]:
+    """Load last.pt into all that trains (by name, None where unused), and cut train.jsonl back to it.
+
+    base: what every checkpoint of the run holds, with "project", "config" and "provenance".
+    Returns the lines of the epochs done. Raises UserError, naming each difference, for other flags or other data.
+    """
+    held = load_ckpt(run_dir / "last.pt", project=base["project"])
+    was, now = ({**ckpt["config"], "data_version": ckpt["provenance"]["data_version"]} for ckpt in (held, base))
+    changed = [f"{key} was {was.get(key)!r}, now {value!r}" for key, value in now.items() if was.get(key) != value]
+    if changed:
+        told = "; ".join(changed)
+        raise UserError(f"--resume: {run_dir}/last.pt is of another run ({told}); pass its flags, or start anew")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(held["opt"][name])
+    history = held["opt"]["history"]
+    lines = "".join(json.dumps(line) + "\n" for line in history)
+    replace_file(run_dir / "train.jsonl", lambda file: file.write(lines.encode()))
+    return history
 
 
 def _open_lock(run_dir: Path) -> IO:

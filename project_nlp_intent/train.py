@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, load_ckpt, replace_file, save_ckpt
-from common.cli import UserError, check_flag, command_parser, number, run
+from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, replace_file, save_ckpt
+from common.cli import check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
 from common.malloc import keep_memory
 from common.meter import AverageMeter
-from common.run_dir import claim_run_dir
+from common.run_dir import claim_run_dir, restore
 from common.run_record import record_run
 from common.seed import seed_all
 from project_nlp_intent.calibrate import balance, calibrated, validate
@@ -246,26 +246,6 @@ def rate(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step` of `total`: up over the share `warmup` of them, then down to 0."""
     done = (step + 1) / (total + 1)
     return done / warmup if done < warmup else (1 - done) / (1 - warmup)
-
-
-def restore(run_dir: Path, base: dict, **parts: object) -> list[dict]:
-    """Load last.pt into all that trains (by name, None where unused), and cut train.jsonl back to it.
-
-    Returns the lines of the epochs done. Raises UserError, naming each difference, for other flags or other texts.
-    """
-    held = load_ckpt(run_dir / "last.pt", project="nlp")
-    was, now = ({**ckpt["config"], "data_version": ckpt["provenance"]["data_version"]} for ckpt in (held, base))
-    changed = [f"{key} was {was.get(key)!r}, now {value!r}" for key, value in now.items() if was.get(key) != value]
-    if changed:
-        told = "; ".join(changed)
-        raise UserError(f"--resume: {run_dir}/last.pt is of another run ({told}); pass its flags, or start anew")
-    for name, part in parts.items():
-        if part is not None:
-            part.load_state_dict(held["opt"][name])
-    history = held["opt"]["history"]
-    lines = "".join(json.dumps(line) + "\n" for line in history)
-    replace_file(run_dir / "train.jsonl", lambda file: file.write(lines.encode()))
-    return history
 
 
 def say(line: dict, epochs: int) -> None:
