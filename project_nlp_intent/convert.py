@@ -33,6 +33,12 @@ def add_import_flags(parser: argparse.ArgumentParser) -> None:
     add("--test", help="tsv, csv: file of the test part")
     add("--columns", help="tsv, csv: names of the columns, such as label,text (default: the first line has them)")
     add("--quotes", action=argparse.BooleanOptionalAction, help="cells may be quoted (default: in csv, not in tsv)")
+    add(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="stop at lines that cannot be used in place of putting them aside",
+    )
 
 
 def import_files(args: argparse.Namespace) -> None:
@@ -42,17 +48,17 @@ def import_files(args: argparse.Namespace) -> None:
     else:
         files = {"train": args.file, "val": args.val, "test": args.test}
         parts = {name: columns(Path(file), args) for name, file in files.items() if file}
+    bad: list[dict] = []
+    good = {name: list(_usable(name, rows, bad)) for name, rows in parts.items()}
+    if args.strict and bad:
+        raise UserError(f"{args.file}{_why(bad)}; mend it or leave --strict out; nothing was written")
+    if empty := [name for name, rows in good.items() if not rows]:
+        raise UserError(f"{args.file}: no usable text for {empty[0]}{_why(bad)}; is it --format {args.format}?")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    bad: list[dict] = []
-    told = []
-    for name, rows in parts.items():
-        good = list(_usable(name, rows, bad))
-        if not good:
-            raise UserError(f"{args.file}: no usable text for {name}{_why(bad)}; is it --format {args.format}?")
-        _write(out / f"{name}.jsonl", good)
-        told.append(f"{len(good)} {name}")
-    print(f"{', '.join(told)} texts → {out}")
+    for name, rows in good.items():
+        _write(out / f"{name}.jsonl", rows)
+    print(f"{', '.join(f'{len(rows)} {name}' for name, rows in good.items())} texts → {out}")
     if bad:
         _write(out / "quarantine.jsonl", bad)
         print(f"{len(bad)} lines could not be used{_why(bad)} → {out}/quarantine.jsonl")

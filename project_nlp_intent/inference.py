@@ -3,7 +3,7 @@
 Reads texts from --inp: .txt (one a line), .jsonl ({"text"} a line), .csv or .tsv (a column text). Writes a row for
 every line, in order, also for the ones that cannot be read, as .csv or .jsonl by the suffix of --out: `line, text,
 pred, label, prob, top, in_scope, truncated, status, model_id`. Memory does not grow with the file; the rows gather in
-`<out>.partial`, which becomes --out at the end.
+`<out>.partial`, which becomes --out at the end; after an interruption, the same command with --resume goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
+from common.partial import whole_rows
 from project_nlp_intent.encode import Encoded, Encoder
 from project_nlp_intent.model import build_model
 from project_nlp_intent.read import SUFFIXES, records
@@ -179,17 +180,22 @@ def _in_order(predictor: Predictor, encoded: Encoded, bs: int) -> list[dict]:
     return predictor.answers(encoded, logits[np.argsort(order, kind="stable")])
 
 
-def write_rows(predictor: Predictor, texts: Iterable[tuple[int, object, str]], out: Path, bs: int) -> tuple[int, int]:
+def write_rows(
+    predictor: Predictor, texts: Iterable[tuple[int, object, str]], out: Path, bs: int, resume: bool = False
+) -> tuple[int, int]:
     """One row a text to `out`; (rows, how many of them without an answer).
 
-    Raises UserError where there is no text at all; an earlier `out` then stays.
+    resume: keep the rows that an interrupted call left. Raises UserError where they are of other texts or another
+    model, and where there is no text at all; an earlier `out` then stays.
     """
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    progress, done, failed = Progress(0, "predicting"), 0, 0
-    with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    texts, progress, done, failed = iter(texts), Progress(0, "predicting"), 0, 0
+    if resume and partial.exists():
+        done, failed = _skip_done(partial, texts, predictor.model_id)
+    with open(partial, "a" if done else "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = None if out.suffix.lower() == ".jsonl" else csv.writer(file)
-        if table:
+        if table and not done:
             table.writerow(COLUMNS)
         for line, text, answer, status in predict_texts(predictor, texts, bs):
             row = {"line": line, "text": text, **answer, "status": status, "model_id": predictor.model_id}
@@ -208,6 +214,33 @@ def write_rows(predictor: Predictor, texts: Iterable[tuple[int, object, str]], o
     return done, failed
 
 
+def _skip_done(partial: Path, texts: Iterator[tuple[int, object, str]], model_id: str) -> tuple[int, int]:
+    """Cut a torn last row off, and step `texts` over the rows that are there; (rows, how many without an answer)."""
+    done, failed, whole = 0, 0, 0
+    for row, size in whole_rows(partial):
+        if len(row) != len(COLUMNS):
+            break
+        if row != COLUMNS:
+            line, text, _ = next(texts, (None, None, ""))
+            held = row if isinstance(row, dict) else dict(zip(COLUMNS, row, strict=True))
+            found = (str(held["line"]), _shown(held["text"]), held["model_id"])
+            if found != (str(line), _shown(text), model_id):
+                raise UserError(
+                    f"{partial}: row {done + 1} is line {found[0]}, {found[1][:40]!r}, by model {found[2]}, wanted "
+                    f"line {line}, {_shown(text)[:40]!r}, by model {model_id}; the texts or the model changed: "
+                    "run without --resume to start over"
+                )
+            done, failed = done + 1, failed + (held["status"] != "ok")
+        whole = size
+    os.truncate(partial, whole)
+    return done, failed
+
+
+def _shown(text: object) -> str:
+    """As a CSV has it."""
+    return "" if text is None else str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     args = parse(argv)
@@ -215,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     check_flag("num_classes", args.num_classes, len(predictor.classes), args.ckpt)
     check_flag("max_len", args.max_len, predictor.encoder.max_len, args.ckpt)
     predictor.top_k = args.top_k
-    rows, failed = write_rows(predictor, read_texts(Path(args.inp)), Path(args.out), args.bs)
+    rows, failed = write_rows(predictor, read_texts(Path(args.inp)), Path(args.out), args.bs, args.resume)
     print(f"{rows} texts → {args.out}" + (f"; {failed} of them could not be read, see status" if failed else ""))
 
 
@@ -231,6 +264,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_classes", type=int, help="checked against the checkpoint when given")
     add("--max_len", type=int, help="checked against the checkpoint when given")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    add("--resume", action=argparse.BooleanOptionalAction, default=False, help="go on with an interrupted --out")
     return parser.parse_args(argv)
 
 

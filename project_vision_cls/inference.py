@@ -26,6 +26,7 @@ from torch import Tensor
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
+from common.partial import whole_rows
 from project_vision_cls.data import to_input
 from project_vision_cls.decode import PhotoError, decode
 from project_vision_cls.model import build_model
@@ -213,35 +214,20 @@ def _shown(path: Path, root: Path | None) -> str:
 def _skip_done(partial: Path, files: Iterator[Path], root: Path | None, model_id: str) -> int:
     """Cut a torn last row off, and step `files` over the rows that are there. Returns their number."""
     done, whole = 0, 0
-    with open(partial, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = _Counted(file)
-        for row in csv.reader(lines):
-            if len(row) != len(COLUMNS) or not lines.ended:
-                break
-            if row != COLUMNS:
-                expected = next(files, None)
-                if expected is None or row[0] != _shown(expected, root) or row[-1] != model_id:
-                    raise UserError(
-                        f"{partial}: row {done + 1} is {row[0]!r} by model {row[-1]}, wanted {expected} by model "
-                        f"{model_id}; the files or the model changed since: run without --resume to start over"
-                    )
-                done += 1
-            whole = lines.size
+    for row, size in whole_rows(partial):
+        if len(row) != len(COLUMNS):
+            break
+        if row != COLUMNS:
+            expected = next(files, None)
+            if expected is None or row[0] != _shown(expected, root) or row[-1] != model_id:
+                raise UserError(
+                    f"{partial}: row {done + 1} is {row[0]!r} by model {row[-1]}, wanted {expected} by model "
+                    f"{model_id}; the files or the model changed since: run without --resume to start over"
+                )
+            done += 1
+        whole = size
     os.truncate(partial, whole)
     return done
-
-
-class _Counted:
-    """Lines of a text file, with the bytes read so far and whether the last line was whole."""
-
-    def __init__(self, file):
-        self.file, self.size, self.ended = file, 0, True
-
-    def __iter__(self):
-        for line in self.file:
-            self.size += len(line.encode("utf-8", "surrogateescape"))
-            self.ended = line.endswith("\n")
-            yield line
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -217,6 +217,17 @@ def test_import_columns(tmp_path, capsys):
     assert read_labelled(tmp_path / "out" / "test.jsonl")[0][0].text == "a, b"
 
 
+def test_strict_import_stops_at_the_first_bad_line_and_writes_nothing(tmp_path):
+    (tmp_path / "train.tsv").write_text("label\ttext\na\thello\n")
+    (tmp_path / "test.tsv").write_text("label\ttext\na\tgood\na\nb\t\n")
+    files = [str(tmp_path / "train.tsv"), "--test", str(tmp_path / "test.tsv"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"line 3 of test: .*leave --strict out"):
+        data.main(["import", "--format", "tsv", *files, "--strict"])
+    assert not (tmp_path / "out").exists()
+    data.main(["import", "--format", "tsv", *files])
+    assert len(read_labelled(tmp_path / "out" / "test.jsonl")[0]) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

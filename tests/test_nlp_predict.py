@@ -98,6 +98,32 @@ def test_one_row_a_line_also_for_empty_and_broken_ones(intent_run, predictor, tm
     assert [row["text"] for row in csv_rows(tmp_path / "out.csv")] == ["two\nlines", "hello"]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_interrupted_rows_go_on_where_they_stopped(predictor, tmp_path, suffix):
+    path, whole, cut = tmp_path / "in.jsonl", tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    odd = ["hello", 'two\r\nlines, "quoted"', "", None, 7, "환불해 주세요", "lone \ud800", "bye"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in odd) + "broken\n")
+    counts = write_rows(predictor, read_texts(path), whole, 4)
+    assert counts == (9, 4)
+    content, partial = whole.read_bytes(), cut.with_name(cut.name + ".partial")
+    for size in range(0, len(content), 61):  # a kill may come after any byte
+        partial.write_bytes(content[:size])
+        assert write_rows(predictor, read_texts(path), cut, 4, resume=True) == counts
+        assert kept(cut) == kept(whole)
+        assert not partial.exists()
+    for wrong in (content.replace(predictor.model_id.encode(), b"another_one!"), content.replace(b"bye", b"now")):
+        partial.write_bytes(wrong)
+        with pytest.raises(UserError, match="without --resume"):
+            write_rows(predictor, read_texts(path), cut, 4, resume=True)
+        assert partial.read_bytes() == wrong
+
+
+def kept(path: Path) -> list[tuple]:
+    """What is equal to the letter in two files of the same answers; probabilities may differ in their last digits."""
+    rows = map(json.loads, path.read_text().splitlines()) if path.suffix == ".jsonl" else csv_rows(path)
+    return [tuple(row[name] for name in ("line", "text", "label", "status", "model_id")) for row in rows]
+
+
 def test_nothing_to_read_writes_nothing(predictor, tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "out.csv").write_text("kept")
