@@ -16,35 +16,29 @@ from torch import Tensor
 
 from project_vision_cls.data import to_input
 
-TOGETHER = 4
-
 
 def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False) -> Tensor:
     """Shift every photo by up to `pad` pixels each way (borders mirrored), and flip every other one, by chance.
 
-    pixels: (B, S, S, 3) uint8; the same comes back. TOGETHER photos of a batch, which are others in every epoch, share
-    their shift to the side and their flip: small photos would cost a call of torch each.
+    pixels: (B, S, S, 3) uint8, in random order, since it is the first half that `hflip` flips; the same comes back.
     """
     b, s, device = len(pixels), pixels.shape[1], pixels.device
-    pad = min(pad, s - 1)  # there is no more to mirror
-    # whole rows and photos are cheap to move; a gather of single pixels takes twice as long
-    row = torch.arange(s, device=device) + torch.randint(-pad, pad + 1, (b, 1), device=device)
-    row = (s - 1) - ((s - 1) - row.abs()).abs()  # mirrored at both ends
-    row = torch.where(_chosen(b, vflip, device)[:, None], row.flip(1), row)
+    pad = min(pad, s - 1)  # beyond that there is no more to mirror
+    half = (b + torch.randint(2, ()).item()) // 2 if hflip else 0
+    wide = pixels.new_empty(b, s, s + 2 * pad, 3)
+    wide[:half, :, pad : pad + s] = pixels[:half].flip(2)
+    wide[half:, :, pad : pad + s] = pixels[half:]
+    wide[:, :, :pad] = wide[:, :, pad + 1 : 2 * pad + 1].flip(2)
+    wide[:, :, pad + s :] = wide[:, :, s - 1 : s - 1 + pad].flip(2)
+    down, right = torch.randint(2 * pad + 1, (2, b, 1), device=device)
+    row = (torch.arange(-pad, s - pad, device=device) + down).abs()
+    row = (s - 1) - ((s - 1) - row).abs()  # mirrored at both ends
+    if vflip:
+        row = torch.where(torch.rand(b, 1, device=device) < 0.5, row.flip(1), row)
     row += torch.arange(0, b * s, s, device=device)[:, None]
-    pixels = pixels.reshape(b * s, s * 3).index_select(0, row.view(-1)).view(b, s, s, 3)
-    borders = pixels[:, :, 1 : pad + 1].flip(2), pixels[:, :, s - 1 - pad : s - 1].flip(2)
-    wide = torch.cat([borders[0], pixels, borders[1]], 2) if pad else pixels
-    groups = wide.split(TOGETHER)
-    mirrored = _chosen(len(groups), hflip, device).tolist()
-    lefts = torch.randint(2 * pad + 1, (len(groups),)).tolist()
-    groups = [photos.flip(2) if mirror else photos for photos, mirror in zip(groups, mirrored, strict=True)]
-    return torch.cat([photos[:, :, left : left + s] for photos, left in zip(groups, lefts, strict=True)])
-
-
-def _chosen(b: int, some: bool, device: torch.device) -> Tensor:
-    """(B,) bool: every other photo by chance, or none."""
-    return torch.rand(b, device=device) < (0.5 if some else 0.0)
+    # whole rows are cheap to copy; a gather of single pixels takes several times as long
+    windows = wide.as_strided((b * s * wide.shape[2] - s + 1, 3 * s), (3, 1))  # one from every pixel
+    return windows.index_select(0, (row * wide.shape[2] + right).view(-1)).view(b, s, s, 3)
 
 
 def erase(pixels: Tensor, share: float) -> Tensor:
@@ -71,17 +65,17 @@ def mixup(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return _neighbours(x).lerp_(x, share), torch.lerp(_neighbours(target), target, share)
 
 
-def cutmix(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste a box of the neighbour into each photo of x, targets by area (Yun et al. 2019); changes x itself.
+def cutmix(pixels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a box of the neighbour into each photo, targets by area (Yun et al. 2019); changes pixels itself.
 
-    x (B, 3, S, S), target (B, C).
+    pixels (B, S, S, 3), target (B, C).
     """
-    s = x.shape[-1]
+    s = pixels.shape[1]
     side = round(s * (1 - torch.rand(()).item()) ** 0.5)
     top, left = torch.randint(0, s - side + 1, (2,)).tolist()
-    box = (..., slice(top, top + side), slice(left, left + side))
-    x[box] = _neighbours(x[box])
-    return x, torch.lerp(target, _neighbours(target), side * side / (s * s))
+    box = pixels[:, top : top + side, left : left + side]
+    box.copy_(_neighbours(box))
+    return pixels, torch.lerp(target, _neighbours(target), side * side / (s * s))
 
 
 def _neighbours(x: Tensor) -> Tensor:
@@ -96,9 +90,10 @@ def augmented(
     pixels = crop_flip(pixels, round(flags.crop * pixels.shape[1]), flags.hflip, flags.vflip)
     if flags.erase:
         pixels = erase(pixels, flags.erase)
+    target = F.one_hot(labels, classes).float()
+    mixed = flags.cutmix and torch.rand(()).item() < flags.cutmix
+    if mixed:
+        pixels, target = cutmix(pixels, target)
     gain, shift = light(len(pixels), flags.light, pixels.device) if flags.light else (1.0, 0.0)
     x = to_input(pixels, mean, std, gain, shift)
-    target = F.one_hot(labels, classes).float()
-    if flags.cutmix and torch.rand(()).item() < flags.cutmix:
-        return cutmix(x, target)
-    return mixup(x, target, flags.mixup) if flags.mixup else (x, target)
+    return mixup(x, target, flags.mixup) if flags.mixup and not mixed else (x, target)

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", required=True, help="folder with train, val and test, each <class>/*.jpg")
     add("--seeds", type=int, default=3, help="number of trainings, with the seeds 0, 1, …")
     add("--flags", default="--preset accurate", help="flags of every training")
-    add("--rounds", type=int, default=7, help="repetitions of each timing; medians are reported")
+    add("--rounds", type=int, default=15, help="repetitions of each timing; medians are reported")
     add("--steps", type=int, default=20, help="training steps in one timing")
     add("--out", help="keep the runs in this folder (default: a temporary one)")
     add("--json", action=argparse.BooleanOptionalAction, default=False, help="end with one JSON object")
@@ -92,15 +92,20 @@ def summary(runs: list[dict]) -> dict:
     return {**figures, "accuracy_sd": spread, "seconds": max(run["seconds"] for run in runs), "runs": runs}
 
 
-def interleaved(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each part, run in turn so that a slow moment of the machine hits all of them."""
+def interleaved(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each part in every round; they run in turn, so that a slow moment of the machine hits all of them."""
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds + 1):  # the first round warms up
         for name, part in parts.items():
             start = time.perf_counter()
             part()
             taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+    return {name: seconds[1:] for name, seconds in taken.items()}
+
+
+def median_ratio(upper: list[float], lower: list[float]) -> float:
+    """The median over the rounds of what the two parts took, one over the other."""
+    return statistics.median(u / v for u, v in zip(upper, lower, strict=True))
 
 
 def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
@@ -135,7 +140,7 @@ def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
             optimizer.step()
 
     seconds = interleaved({"whole": whole, "bare": bare}, args.rounds)
-    return seconds["bare"] / seconds["whole"]
+    return median_ratio(seconds["bare"], seconds["whole"])
 
 
 def inference_ratio(test: Path, out: Path, rounds: int) -> dict:
@@ -154,8 +159,8 @@ def inference_ratio(test: Path, out: Path, rounds: int) -> dict:
 
     seconds = interleaved({"whole": whole, "alone": alone}, rounds)
     return {
-        "inference_ratio": seconds["alone"] / seconds["whole"],
-        "inference_img_per_s": len(files) / seconds["whole"],
+        "inference_ratio": median_ratio(seconds["alone"], seconds["whole"]),
+        "inference_img_per_s": len(files) / statistics.median(seconds["whole"]),
     }
 
 
