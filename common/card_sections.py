@@ -123,7 +123,7 @@ def metrics(page: Page, found: dict) -> None:
     """The scores of every evaluation, with intervals."""
     page.head("metrics")
     if not found["run"]["eval"]:
-        page.miss("metrics", page.say("evaluate"))
+        page.miss("metrics", page.say("evaluate", package=found["package"]))
     for name, scores in found["run"]["eval"].items():
         page.text(f"### {name}")
         rows = [[key, value, scores.get(f"{key}_95", "")] for key, value in headline(scores).items()]
@@ -134,7 +134,7 @@ def slices(page: Page, found: dict) -> None:
     """Scores of parts of the evaluations."""
     page.head("slices")
     if not found["rows"]:
-        page.miss("slices", page.say("evaluate"))
+        page.miss("slices", page.say("evaluate", package=found["package"]))
     for name, rows in found["rows"].items():
         table = slice_table(rows)
         if not table:
@@ -171,7 +171,7 @@ def part(page: Page, found: dict, what: str, keys: tuple[str, ...]) -> None:
             page.text(f"### {name}")
             page.table([page.say("metric"), page.say("value")], [[key, value] for key, value in numbers.items()])
     if empty:
-        page.miss(what, page.say("evaluate"))
+        page.miss(what, page.say("evaluate", package=found["package"]))
 
 
 def limits(page: Page, found: dict) -> None:

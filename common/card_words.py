@@ -62,7 +62,10 @@ WORDS = {
         'Write it to card.toml as `{key} = "…"`, and generate the card again.',
         'card.toml에 `{key} = "…"` 로 적고 카드를 다시 만드세요.',
     ),
-    "evaluate": ("Evaluate, and generate the card again.", "평가한 뒤 카드를 다시 만드세요."),
+    "evaluate": (
+        "Evaluate (`python -m {package}.eval`, flags by `--help`), and generate the card again.",
+        "평가한 뒤(`python -m {package}.eval`, 플래그는 `--help`) 카드를 다시 만드세요.",
+    ),
     "not measured": ("Not measured.", "측정하지 않았습니다."),
 }
 LANGUAGES = ("en", "ko")

@@ -25,7 +25,7 @@ BOUNDS = ("quality", "calibration", "robustness", "coverage", "out_of_scope", "l
 OPTIONS = {
     "baseline": {"level": 0.95, "margin": 0.0, "slice_margin": 0.0, "min_slice": 30},
     "budget": {"p99_ms": math.inf, "size_mb": math.inf, "requests": 200},
-    "card": {"complete": True},
+    "card": {"complete": True, "robustness": True},  # robustness: a card without it is not complete
     "provenance": {"clean": True, "data_present": True},
 }
 LINE = re.compile(r'(?P<key>[A-Za-z0-9_-]+|"[^"\\]+")\s*=\s*(?P<value>.+)')

@@ -13,11 +13,10 @@ import argparse
 import csv
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from common.amp_ckpt import load_ckpt
 from common.cli import UserError, command_parser, number, run
 from common.log import Progress
+from project_ts_forecast.cells import joined, numbers, quoted, texts
 from project_ts_forecast.data import read_raws
 from project_ts_forecast.flags import layout_of, rules_of
 from project_ts_forecast.inference import Predictor
@@ -34,6 +34,7 @@ from project_ts_forecast.repair import Piece, Raw, Rules, repair, tell
 
 IN_MEMORY = 64_000_000  # bytes of a file that are read at once
 TOGETHER = 256  # series in one temporary file
+MOST_THREADS = 8
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,22 +115,28 @@ def last_or_all(
 
 
 def write_csv(predictor: Predictor, pieces: Iterator[Piece], out: Path, bs: int, rolling: bool, form: str) -> int:
-    """All forecasts to `out`; returns their number. UserError where there is none; an earlier `out` then stays."""
+    """All forecasts to `out`; returns their number. UserError where there is none; an earlier `out` then stays.
+
+    A thread a core, each with batches of its own: that keeps the cores busier than one forward pass on all of them.
+    """
     partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    progress, n = Progress(0, "forecasting"), 0
-    parts = batches(forecast_rows(predictor, pieces, rolling), bs)
-    with open(partial, "w", newline="", encoding="utf-8") as file, ThreadPoolExecutor(1) as model:
-        csv.writer(file, lineterminator="\n").writerow(header(predictor, form))
-        batch = next(parts, None)
-        pending = batch and model.submit(computed, predictor, batch)
-        while batch:  # the next batch is computed while this one is written
-            values, coming = pending.result(), next(parts, None)
-            pending = coming and model.submit(computed, predictor, coming)
-            write_batch(predictor, batch, values, file, form)
-            n += len(batch)
-            progress.update(len(batch))
-            batch = coming
+    progress, n, threads = Progress(0, "forecasting"), 0, min(torch.get_num_threads(), MOST_THREADS)
+    parts, pending = batches(forecast_rows(predictor, pieces, rolling), bs), deque()
+    with (
+        open(partial, "wb") as file,
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        file.write((",".join(map(quoted, header(predictor, form))) + "\n").encode())
+        while True:
+            while len(pending) <= threads and (batch := next(parts, None)):
+                pending.append((len(batch), pool.submit(lines_of, predictor, batch, form)))
+            if not pending:
+                break
+            count, lines = pending.popleft()
+            file.write(lines.result())
+            n += count
+            progress.update(count)
     progress.close()
     if not n:
         partial.unlink()
@@ -147,10 +154,11 @@ def header(predictor: Predictor, form: str) -> list[str]:
 
 
 def forecast_rows(predictor: Predictor, pieces: Iterator[Piece], rolling: bool) -> Iterator[tuple]:
-    """(name, stamps, x (win, C + F), mean (K,), std (K,)) of each forecast; stamps: the last known row's, then h."""
+    """(name, stamps (h + 1, width), x (win, C + F), mean (K,), std (K,)) of each forecast; its origin's stamp first."""
     win, h = predictor.win, predictor.h
     for piece in pieces:
-        stamps = predictor.stamps(piece.times(0 if rolling else len(piece) - 1, len(piece) + h))
+        times = piece.times(0 if rolling else len(piece) - 1, len(piece) + h)
+        stamps = texts([*map(quoted, predictor.stamps(times))])
         if not rolling:
             first = max(0, len(piece) - win)
             row = predictor.row(piece.values[first:], piece.times(first), piece.name)
@@ -188,27 +196,23 @@ def computed(predictor: Predictor, batch: list[tuple]) -> np.ndarray:
     return three * np.stack(stds)[:, None, :, None] + np.stack(means)[:, None, :, None]
 
 
-def write_batch(predictor: Predictor, batch: list[tuple], values: np.ndarray, file: TextIO, form: str) -> None:
-    """The rows of a batch. A name is quoted as the csv module would; numbers keep nine digits."""
-    h = predictor.h
-    template = "".join(f"%s,{step},%s,%.9g,%.9g,%.9g\n" for step in range(1, h + 1))
+def lines_of(predictor: Predictor, batch: list[tuple], form: str) -> bytes:
+    """The rows of a batch, as they are written."""
+    names, stamps, *_ = zip(*batch, strict=True)
+    values = computed(predictor, batch).swapaxes(1, 2)  # (B, K, h, 3)
+    size, k, h = values.shape[:3]
+    width = max(stamp.shape[1] for stamp in stamps)
+    times = np.zeros((size, 1, h + 1, width + 1), np.uint8)  # 0 is taken out like what is empty
+    times[..., 0] = ord(",")
+    for line, stamp in zip(times[:, 0], stamps, strict=True):
+        line[:, 1 : 1 + stamp.shape[1]] = stamp
+    name = texts([*map(quoted, names)])[:, None]  # (B, 1, width)
+    channel = texts([f",{quoted(column)}" for column in predictor.columns[:k]])[None] if k > 1 else name[..., :0]
     if form == "wide":
-        template = "%s" + ",%.9g" * h + "\n"
-    cells: list = [None] * (5 * h)
-    for (name, stamps, *_), found in zip(batch, values, strict=True):
-        for channel in range(predictor.outputs):
-            start = quoted(name) + (f",{quoted(predictor.columns[channel])}" if predictor.outputs > 1 else "")
-            if form == "wide":
-                file.write(template % (f"{start},{stamps[0]}", *found[:, channel, 0].tolist()))
-                continue
-            cells[::5], cells[1::5] = [f"{start},{stamps[0]}"] * h, stamps[1:]
-            cells[2::5], cells[3::5], cells[4::5] = found[:, channel].T.tolist()
-            file.write(template % tuple(cells))
-
-
-def quoted(text: str) -> str:
-    """A cell as CSV writes it."""
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
+        return joined([name, channel, times[:, :, 0], numbers(values[..., 0])], (size, k))
+    step = texts([f",{step}" for step in range(1, h + 1)])
+    parts = [name[:, :, None], channel[:, :, None], times[:, :, :1], step, times[:, :, 1:], numbers(values)]
+    return joined(parts, (size, k, h))
 
 
 def write_skipped(out: Path, skipped: dict[str, str]) -> str:

@@ -42,7 +42,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--part", choices=[*PARTS, "all"], help="rows to score (default: test; all of another --csv)")
     add("--bs", type=whole, default=256, help="windows per forward pass")
     add("--labels", help="JSON of the anomalous windows of each series: scores the anomaly detector too")
-    add("--backtest", type=number(int, 0), default=0, help="train and score anew at so many origins; 0 is off")
+    add(
+        "--backtest",
+        type=number(int, 0),
+        default=0,
+        help="train and score anew at so many origins, for the card's robustness",
+    )
     add("--every", type=number(int, 0), default=0, help="rows between these origins (0: an equal share of the part)")
     add("--win", type=int, help="checked against the checkpoint when given")
     add("--h", type=int, help="checked against the checkpoint when given")
@@ -71,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         windows = read_windows(args.labels)
         metrics["anomalies"] = plain(faults.against_labels(watched, windows, settings, metrics["csv"]))
     if args.backtest:
-        from project_ts_forecast.backtest import backtest  # trains, and so imports train, which nothing else needs
+        # imported here, since it brings in all of training, which scoring has no need of
+        from project_ts_forecast.backtest import backtest
 
         metrics["backtest"] = backtest(config, data, args.backtest, args.every, run_dir)
     name = part if not args.csv else Path(args.csv).stem

@@ -8,6 +8,7 @@ The trained model with all it needs to turn numbers into forecasts: evaluation, 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,13 +188,19 @@ class Predictor:
         """(B, win, C + F) float32 → (B, h, K, levels) scaled, the middle one the forecast, the others calibrated."""
         return widen(*self.outputs_of(x), self.radius)
 
-    def predict_rows(self, rows: list[Row]) -> list[dict]:
-        """Rows, in one forward pass → one answer each: pred, lower, upper and quantiles, h numbers each."""
+    def predict_rows(self, rows: list[Row], rolled: Callable | None = None) -> list[dict]:
+        """Rows, in one forward pass → one answer each: pred, lower, upper and quantiles, h numbers each.
+
+        rolled: gives each row's radius, (B, h, K, P), from (ends (B, h, K, Q), unit (B, K)) in the units of the data.
+        """
         if not rows:
             return []
-        scaled = self.quantiles(torch.from_numpy(np.stack([row.x for row in rows]))).double().numpy()
+        out, spread = self.outputs_of(torch.from_numpy(np.stack([row.x for row in rows])))
         mean, std = (np.stack([getattr(row, key) for row in rows])[:, None, :, None] for key in ("mean", "std"))
-        values = scaled * std + mean
+        radius = self.radius
+        if rolled is not None:
+            radius = rolled(out.double().numpy() * std + mean, spread.double().numpy() * std[:, 0, :, 0])
+        values = widen(out, spread, radius).double().numpy() * std + mean
         values = values[:, :, 0] if self.outputs == 1 else values
         return [self._answer(*pair) for pair in zip(values, rows, strict=True)]
 

@@ -5,14 +5,15 @@ r"""python -m project_ts_forecast.serve --ckpt runs/ts/best.pt --port 8082
 
 Answers POST /forecast with pred, lower, upper and quantiles, a number for each step, and POST /observe, row by row,
 with an anomaly score, a flag and the next forecast; GET /health, /live and /ready. One JSON line a request goes to
---request_log where it is given. What /observe has seen is in --sessions_file after SIGTERM, and read from it at the
-start.
+--request_log where it is given. What /observe has seen is written to --sessions_file every minute (--sessions_every)
+and at SIGTERM, and read from it at the start. It is one process's, so several --workers go with --sessions 0 only.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from common.cli import UserError, command_parser, number, run
 from common.server_microbatch import Route, add_server_flags, run_server
 from project_ts_forecast.decode import NUMBERS, PAST
 from project_ts_forecast.inference import Predictor
-from project_ts_forecast.sessions import ROW, Sessions, Streams
+from project_ts_forecast.sessions import ROW, Sessions
+from project_ts_forecast.streams import Streams
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add("--sessions", type=number(int, 0), default=1000, help="most series that /observe remembers; 0: no /observe")
     add("--sessions_file", help="where they are kept over a restart (default: sessions.json beside --ckpt)")
+    add("--sessions_every", type=number(float, 0), default=60, help="seconds between writing it; 0: at SIGTERM only")
     add_server_flags(parser, port=8082, decode_threads=0, policy=Path(__file__).with_name("monitoring.json"))
     args = parser.parse_args(argv)
     if args.sessions and args.workers > 1:
@@ -45,12 +48,8 @@ def serve(args: argparse.Namespace) -> int:
     file = Path(args.sessions_file or Path(args.ckpt).with_name("sessions.json"))
     beside = (Route("/observe", "value", whole=ROW),) if args.sessions else ()
     route = Route("/forecast", "values", name="ts", form="series", schema=NUMBERS, whole=PAST, beside=beside)
-    if args.sessions:
-        sessions.load(file)
-    status = run_server(lambda: Streams(Predictor.load(args.ckpt, args.device), sessions), route, args)
-    if args.sessions and sessions.held:
-        sessions.save(file)
-    return status
+    with sessions.kept(file, args.sessions_every) if args.sessions else nullcontext():
+        return run_server(lambda: Streams(Predictor.load(args.ckpt, args.device), sessions), route, args)
 
 
 if __name__ == "__main__":

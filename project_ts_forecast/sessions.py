@@ -1,23 +1,26 @@
 """Streams of single rows: the latest rows of each series and its anomaly detector, bounded, and kept over a restart.
 
     sessions = Sessions(most=1000)
-    sessions.load("runs/ts/sessions.json")                  # where there is one
-    seen = sessions.observe(predictor, {"series_id": "pump", "time": "2024-05-01 12:00", "value": 3.2})
-    sessions.save("runs/ts/sessions.json")
+    with sessions.kept("runs/ts/sessions.json", every=60):  # read at the start, written every minute and at the end
+        seen = sessions.observe(predictor, {"series_id": "pump", "time": "2024-05-01 12:00", "value": 3.2})
 
 `seen.row` is the window that the next forecast is made from, None while it is too short. A stamp that was seen last
 changes nothing and gives the same again; rows missing in between are filled as in training, and after a longer gap the
-window begins anew. Of more than `most` series, the one that was quiet longest is forgotten.
+window begins anew. The intervals of a stream follow its own latest errors. Of more than `most` series, the one that was
+quiet longest is forgotten.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,9 +30,11 @@ from project_ts_forecast.anomaly import AnomalyDetector, Reading
 from project_ts_forecast.decode import ValuesError
 from project_ts_forecast.faults import clock
 from project_ts_forecast.repair import fill
+from project_ts_forecast.rolled import RolledRadius
 from project_ts_forecast.stamps import parse_times, to_utc
 
 FORMAT = 1
+MODELS = 2  # whose intervals a session rolls: the stable one and a candidate
 ROW = {  # JSON schema of a single row
     "type": "object",
     "additionalProperties": False,
@@ -44,60 +49,63 @@ KEYS = tuple(ROW["properties"])
 
 
 class Session:
-    """One series: values, its latest rows (n, C), NaN where missing; time (µs) of the last of them; the detector."""
+    """One series: values, its latest rows (n, C), NaN where missing; time (µs) and number of the last of them; the
+    detector; the rolled intervals of the models that it was asked of last, by model_id.
+    """
 
     def __init__(self, detector: AnomalyDetector):
         self.values: list[list[float]] = []
         self.time: int | None = None
+        self.row = 0
         self.detector = detector
+        self.rolled: dict[str, RolledRadius] = {}
+
+    def radius(self, predictor, seen: Seen, out: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """(h, K, pairs), with the model's forecast out (h, K, Q) and what its errors are divided by, unit (K,)."""
+        start = predictor.assets["scores"]
+        rolled = self.rolled.pop(predictor.model_id, None) or RolledRadius(start, predictor.h, predictor.coverages)
+        self.rolled[predictor.model_id] = rolled
+        while len(self.rolled) > MODELS:
+            del self.rolled[next(iter(self.rolled))]
+        pairs = start.shape[-1]
+        ends = np.concatenate([out[..., :pairs], out[..., ::-1][..., :pairs]], -1)
+        return rolled.take(seen.number, np.array(seen.values[: predictor.outputs]), ends, unit, predictor.coverages)
+
+    def state(self) -> dict:
+        """Plain values, for JSON."""
+        return {
+            "time": self.time,
+            "row": self.row,
+            "values": [[None if math.isnan(v) else v for v in row] for row in self.values],
+            "detector": self.detector.state_dict(),
+            "rolled": {model_id: rolled.state() for model_id, rolled in self.rolled.items()},
+        }
+
+    @classmethod
+    def restored(cls, state: dict) -> Session:
+        """The inverse of `state`. Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
+        session = cls(AnomalyDetector(state["detector"]["channels"]))
+        session.detector.load_state_dict(state["detector"])
+        session.values = [[math.nan if v is None else float(v) for v in row] for row in state["values"]]
+        session.time, session.row = state["time"], state.get("row", 0)  # an older file has no intervals
+        session.rolled = {name: RolledRadius.restored(part) for name, part in state.get("rolled", {}).items()}
+        return session
 
 
 class Seen(NamedTuple):
-    """What an observation led to: the detector's reading, the row to forecast from or None, and what it waits for."""
+    """What an observation led to: the detector's reading, the row to forecast from or None, and what it waits for.
+
+    values (C,): those of the row, as the session holds them.
+    """
 
     series_id: str
     time: str
     reading: Reading
     row: object
     rows_wanted: int
-
-
-class Streams:
-    """What the server asks of a model: the Predictor, which also takes single rows ({"series_id", "time", "value"})."""
-
-    def __init__(self, predictor, sessions: Sessions):
-        self.predictor, self.sessions, self.model_id = predictor, sessions, predictor.model_id
-        self.version, self.data_version = predictor.version, predictor.data_version
-        self.example, self.check_golden = predictor.example, predictor.check_golden
-        self.reference = predictor.reference
-
-    def decode(self, item: object) -> object:
-        """A past (`Predictor.decode`), or a single row → Seen. Raises ValuesError."""
-        if isinstance(item, dict) and "value" in item:
-            return self.sessions.observe(self.predictor, item)
-        return self.predictor.decode(item)
-
-    def features(self, rows: list, answers: list[dict]) -> dict[str, list]:
-        """For monitoring, of the rows that have a window."""
-        windows = [row.row if isinstance(row, Seen) else row for row in rows]
-        windows = [window for window in windows if window is not None]
-        return self.predictor.features(windows, answers) if windows else {}
-
-    def predict_rows(self, rows: list) -> list[dict]:
-        """Rows and Seen, in one forward pass → an answer each; without a forecast while a window is too short."""
-        windows = [row.row if isinstance(row, Seen) else row for row in rows]
-        answers = iter(self.predictor.predict_rows([window for window in windows if window is not None]))
-        pairs = zip(rows, windows, strict=True)
-        return [_answer(row, {} if window is None else next(answers)) for row, window in pairs]
-
-
-def _answer(row: object, forecast: dict) -> dict:
-    """A forecast, with what the detector read where the row was observed."""
-    if not isinstance(row, Seen):
-        return forecast
-    found = {"series_id": row.series_id, "time": row.time, "score": row.reading.score, "anomaly": row.reading.flag}
-    found |= {"channel": row.reading.channel, "cause": row.reading.cause, "rows_wanted": row.rows_wanted}
-    return {"pred": None, "lower": None, "upper": None, **forecast, **found}
+    session: Session
+    number: int  # of the row, counted from the session's first
+    values: list[float]
 
 
 class Sessions:
@@ -106,6 +114,7 @@ class Sessions:
     def __init__(self, most: int = 1000):
         self.most, self.lock = most, threading.Lock()
         self.held: OrderedDict[str, Session] = OrderedDict()
+        self.unsaved = False
 
     def observe(self, predictor, item: dict) -> Seen:
         """Take one row. Raises ValuesError for one that cannot be used; then nothing is changed."""
@@ -118,12 +127,12 @@ class Sessions:
             for name, value in predictor.assets["anomaly"].items():  # of the model served now
                 setattr(session.detector, name, value)
             reading = self._take(session, time, values, predictor)
-            self.held[series_id] = session
+            self.held[series_id], self.unsaved = session, True
             self.held.move_to_end(series_id)
             while len(self.held) > self.most:
                 self.held.popitem(last=False)
             row, wanted = self._row(session, series_id, predictor)
-        return Seen(series_id, text, reading, row, wanted)
+            return Seen(series_id, text, reading, row, wanted, session, session.row, session.values[-1])
 
     def _take(self, session: Session, time: int, values: list[float], predictor) -> Reading:
         """Into the window and the detector; the last reading again for the last stamp."""
@@ -142,7 +151,7 @@ class Sessions:
         else:
             session.values += [[math.nan] * len(values)] * missing
         session.values = [*session.values, values][-predictor.win - predictor.assets["season"] :]
-        session.time = time
+        session.time, session.row = time, session.row + missing + (passed is not None)
         return reading
 
     def _row(self, session: Session, series_id: str, predictor) -> tuple[object, int]:
@@ -158,19 +167,55 @@ class Sessions:
             times = predictor.step.at(session.time, np.arange(1 - len(values), 1))
         return predictor.row(values, times, series_id), 0
 
+    @contextmanager
+    def kept(self, path: str | Path, every: float = 0) -> Iterator[None]:
+        """Go on where the file left off; write it every so many seconds (0: never) and at the end, if there is news."""
+        self.load(path)
+        stop = threading.Event()
+
+        def write_often() -> None:
+            while not stop.wait(every):
+                try:
+                    self.save(path)
+                except OSError as error:  # a full disk is no reason to stop answering
+                    print(f"{path}: the sessions could not be saved ({error})", file=sys.stderr, flush=True)
+
+        writer = threading.Thread(target=write_often, daemon=True)
+        if every:
+            writer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if every:
+                writer.join()
+            self.save(path)
+
     def save(self, path: str | Path) -> None:
-        """All series to a JSON file, whole or not at all."""
+        """All series to a JSON file, whole or not at all; nothing where nothing came since. No row waits for long."""
+        if not self.unsaved:
+            return
+        self.unsaved = False
+        try:
+            replace_file(Path(path), self._write)
+        except OSError:
+            self.unsaved = True
+            raise
+
+    def _write(self, file: BinaryIO) -> None:
+        file.write(b'{"format": %d, "series": {' % FORMAT)
+        between = b"\n"
         with self.lock:
-            series = {
-                series_id: {
-                    "time": session.time,
-                    "values": [[None if math.isnan(v) else v for v in row] for row in session.values],
-                    "detector": session.detector.state_dict(),
-                }
-                for series_id, session in self.held.items()
-            }
-        text = json.dumps({"format": FORMAT, "series": series}, allow_nan=False) + "\n"
-        replace_file(Path(path), lambda file: file.write(text.encode()))
+            names = list(self.held)
+        for series_id in names:
+            with self.lock:
+                session = self.held.get(series_id)
+                state = session and session.state()
+            if state:
+                text = f"{json.dumps(series_id)}: {json.dumps(state, allow_nan=False)}"
+                file.write(between + text.encode())
+                between = b",\n"
+        file.write(b"}}\n")
 
     def load(self, path: str | Path) -> None:
         """Go on where `save` left off; nothing where there is no file. Raises UserError for another file."""
@@ -180,12 +225,7 @@ class Sessions:
             held = json.loads(Path(path).read_text(encoding="utf-8"))
             if held["format"] != FORMAT:
                 raise ValueError(f"format {held['format']}, wanted {FORMAT}")
-            for series_id, part in held["series"].items():
-                session = Session(AnomalyDetector(part["detector"]["channels"]))
-                session.detector.load_state_dict(part["detector"])
-                session.values = [[math.nan if v is None else float(v) for v in row] for row in part["values"]]
-                session.time = part["time"]
-                self.held[series_id] = session
+            self.held.update((series_id, Session.restored(part)) for series_id, part in held["series"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no sessions that this version wrote ({error}); move the file away") from error
 

@@ -25,11 +25,7 @@ from common.run_dir import claim_run_dir, restore
 from common.run_record import record_run
 from common.seed import seed_all
 from project_ts_forecast.calibrate import calibrated, collect, loss_of, validate
-from project_ts_forecast.data import (
-    Data,
-    SeriesWindow,
-    make_loader,
-)
+from project_ts_forecast.data import Data, SeriesWindow, make_loader
 from project_ts_forecast.flags import add_data_flags, add_model_flags
 from project_ts_forecast.inference import Predictor, sizes_of
 from project_ts_forecast.linear import fit_linear

@@ -85,7 +85,9 @@ def test_what_is_not_known_is_named_and_not_made_up(run):
     assert '**Missing: licence.** Write it to card.toml as `licence = "…"`, and generate the card again.' in text
     assert "model-index" not in text
     assert "license" not in text
-    assert "missing: " in card_problems(run)[0]
+    assert "**Missing: metrics.** Evaluate (`python -m project_vision_cls.eval`" in text
+    (reason,) = card_problems(run, optional=("robustness",))
+    assert ("missing: " in reason, "metrics" in reason, "robustness" in reason) == (True, True, False)
 
 
 def test_korean(run):

@@ -412,5 +412,7 @@ def test_runs_of_texts_and_of_series_are_whole_and_comparable(project, tmp_path,
     assert not any(check["found"] is None for check in gate_module.within_bounds(policy, scores))
     assert not any(one["worse"] for one in compare_rows(rows, rows, min_slice=10))
     generate_model_card.main(["--run_dir", str(run)])
-    assert "metrics" not in cards(run)[1]
+    missing, asked = cards(run)[1], gate_module.card(run, policy)
+    assert ("metrics" in missing, "robustness" in missing) == (False, True)
+    assert any("robustness" in reason for reason in asked) == (project == "nlp")  # of series it trains anew
     assert gate_module.data_now(run, {"provenance": {"data_present": True}}) == []

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from project_ts_forecast.batch_predict import last_or_all, series_of, write_csv
+from project_ts_forecast.cells import joined, numbers, quoted, texts
 from project_ts_forecast.decode import ValuesError
 from project_ts_forecast.inference import Predictor
+from project_ts_forecast.read import find_layout
+from project_ts_forecast.repair import Rules
 from tests.conftest import python, wave, write_series
 from tests.tiny_models import served
 
@@ -131,3 +137,38 @@ def test_rolling_and_wide_rows(wave_run, predictor, tmp_path):
         ]
     values = [float(row["load"]) for row in rows_of(path)]
     assert [float(row["pred"]) for row in tidy[-6:]] == pytest.approx(predictor.predict([values])[0]["pred"], rel=1e-6)
+
+
+def test_numbers_are_written_as_they_are_read():
+    rng = np.random.default_rng(0)
+    values = (
+        rng.normal(size=4000)
+        * 10.0 ** np.repeat([np.arange(-12, 12), rng.integers(-280, 300, 24)], 2000 // 24 + 1)[:4000]
+    )
+    edges = [0.0, -0.0, 1.0, -10.0, 999.9999999999999, 99999999.96, 123456789.0, 1e9, 1e-5, -9.99999999996e-6, 1e300]
+    values = np.concatenate([values, edges])
+    lines = joined([texts(["x"]), numbers(values[:, None])], values.shape).decode().splitlines()
+    found = np.array([float(line.removeprefix("x,")) for line in lines])
+    usual = (np.abs(values) >= 1e-5) & (np.abs(values) < 1e9)
+    assert found == pytest.approx(values, rel=5e-7)
+    assert found[usual] == pytest.approx(values[usual], rel=5e-9)
+    odd = np.array([[np.inf, -np.inf, np.nan, 1e-300]])
+    assert joined([numbers(odd)], (1,)) == b",inf,-inf,nan,0.00000000\n"
+
+
+def test_names_and_stamps_are_quoted_as_csv_wants_it():
+    names = ['pump, "north"', "Ölpumpe", "", "two\nlines"]
+    block = joined([texts([quoted(name) for name in names]), numbers(np.arange(4.0)[:, None])], (4,))
+    assert [row[0] for row in csv.reader(io.StringIO(block.decode(), newline=""))] == names
+
+
+def test_threads_and_their_order_change_nothing(wave_csv, predictor, tmp_path):
+    layout, rules, found = find_layout(wave_csv), Rules(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        pieces = last_or_all(series_of(wave_csv, layout), predictor, rules, True, Counter(), {})
+        assert write_csv(predictor, pieces, tmp_path / "out.csv", 16, True, "tidy") == 1200 - 48 + 1
+        found.append(rows_of(tmp_path / "out.csv"))
+    for one, other in zip(*found, strict=True):
+        assert [one[key] for key in ("origin", "step")] == [other[key] for key in ("origin", "step")]
+        assert float(one["pred"]) == pytest.approx(float(other["pred"]), rel=1e-5)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+import torch
 
 from common.cli import UserError
 from project_ts_forecast.anomaly import detect
+from project_ts_forecast.calibrate import collect
+from project_ts_forecast.conformal import widen
+from project_ts_forecast.data import SeriesWindow, scale_of
 from project_ts_forecast.decode import ValuesError
+from project_ts_forecast.eval import rolling
 from project_ts_forecast.inference import Predictor
-from project_ts_forecast.sessions import Sessions, Streams
+from project_ts_forecast.rolled import RolledRadius
+from project_ts_forecast.sessions import Sessions
+from project_ts_forecast.streams import Streams
 from tests.conftest import python, wave
 from tests.tiny_models import served
 
@@ -80,14 +88,13 @@ def test_a_missing_row_is_filled_and_a_long_gap_begins_anew(predictor):
         (item(9, 1.0) | {"time": 1_704_067_200 + HOUR * 9 + 1700}, "steps of 1 h after the last"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_refused_and_changes_nothing(predictor, wrong, words, tmp_path):
+def test_a_row_that_cannot_be_used_is_refused_and_changes_nothing(predictor, wrong, words):
     streams = Streams(predictor, Sessions())
     feed(streams, [20.0, 21.0])
-    streams.sessions.save(tmp_path / "before.json")
+    before = streams.sessions.held["pump"].state()
     with pytest.raises(ValuesError, match=words):
         streams.decode(wrong)
-    streams.sessions.save(tmp_path / "after.json")
-    assert (tmp_path / "before.json").read_text() == (tmp_path / "after.json").read_text()
+    assert streams.sessions.held["pump"].state() == before
 
 
 def test_memory_is_bounded_in_rows_and_in_series(predictor):
@@ -121,6 +128,57 @@ def test_a_restart_keeps_what_was_seen(wave_run, predictor, tmp_path):
     uncut = feed(Streams(predictor, Sessions()), values)
     for key in ("score", "pred", "upper"):
         assert [answer[key] for answer in kept] == [pytest.approx(answer[key], rel=1e-6) for answer in uncut[50:]]
+
+
+def test_a_stream_has_the_rolling_intervals_of_an_evaluation(predictor):
+    values = wave(420, seed=5)
+    values[200:] += np.random.default_rng(5).normal(0, 1.0, 220)  # noisier than the training was
+    answers = feed(Streams(predictor, Sessions()), values.tolist())[predictor.win - 1 : -predictor.h]
+    mean, std = (float(part[0]) for part in scale_of(predictor.assets["normaliser"], "pump"))
+    windows = SeriesWindow(((values - mean) / std).astype(np.float32), predictor.win, predictor.h)
+    held = collect(predictor, windows, 64)
+    rolled = rolling(predictor, held, windows)
+    bands = widen(held["out"], held["spread"], rolled)[:, :, 0].double().numpy() * std + mean
+    assert [answer["lower"] for answer in answers] == pytest.approx(bands[..., 0], rel=1e-4)
+    assert [answer["quantiles"]["0.75"] for answer in answers] == pytest.approx(bands[..., 3], rel=1e-4)
+    radius = rolled[:, 0, 0, 0]
+    assert radius[-1] > 1.1 * radius[0]
+
+
+def test_long_horizons_and_missing_rows_are_covered_too():
+    rng, h, rows = np.random.default_rng(0), 60, 3000
+    size = np.sqrt(np.arange(1, h + 1))[:, None, None]  # of errors, as the horizon grows
+    rolled = RolledRadius(torch.full((500, h, 1, 1), 0.1), h, [0.9])
+    values, inside = rng.normal(size=rows + h), []
+    for row in range(rows):
+        if row % 50 == 49:
+            continue  # a row that never came
+        truth = np.array([np.nan if row % 40 == 3 else 1e6])
+        centre = 1e6 + size * values[row]
+        radius = rolled.take(row, truth, np.concatenate([centre, centre], -1), np.ones(1), [0.9])
+        inside.append(np.abs(centre[..., 0] - 1e6) <= radius[..., 0])
+    share = np.mean(inside[1000:], 0)[:, 0]
+    assert share == pytest.approx(0.9, abs=0.03)
+    again = RolledRadius.restored(json.loads(json.dumps(rolled.state())))
+    ends = np.full((h, 1, 2), 1e6)
+    assert (again.take(rows, truth, ends, np.ones(1), [0.9]) == rolled.take(rows, truth, ends, np.ones(1), [0.9])).all()
+
+
+def test_what_was_seen_is_saved_while_it_runs(predictor, tmp_path):
+    file, sessions, until = tmp_path / "sessions.json", Sessions(), time.monotonic() + 60
+    with sessions.kept(file, every=0.05):
+        feed(Streams(predictor, sessions), wave(50, seed=2).tolist())
+        found = Sessions()
+        while "pump" not in found.held or found.held["pump"].row < 49:
+            assert time.monotonic() < until, "it was never saved"
+            time.sleep(0.01)
+            found.load(file)
+    next_one = [feed(Streams(predictor, one), [21.0, 23.0], start=50) for one in (found, sessions)]
+    assert next_one[0] == next_one[1]
+    file.unlink()
+    with found.kept(file):
+        found.unsaved = False
+    assert not file.exists()  # without news it is not written
 
 
 def test_a_damaged_file_of_sessions_is_refused(tmp_path):
