@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import data_counts
 from common.ckpt_file import replace_file
 from common.cli import UserError
 from common.log import file_sha256, version_of
@@ -30,13 +31,17 @@ SHOWN = 8  # names in a sentence; the rest is counted
 
 @dataclass
 class Snapshot:
-    """A data set at one time. files: {name: SHA-256}; classes: {class: {split: count}}, empty where not known."""
+    """A data set at one time. files: {name: SHA-256}; classes: {class: {split: count}}, empty where not known.
+
+    counts: what the project's manifest counts beside them (common.data_counts).
+    """
 
     where: str
     version: str
     files: dict[str, str]
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)  # roots that are not there
+    counts: dict[str, object] = field(default_factory=dict)
 
 
 def read_manifest(run_dir: str | Path) -> dict:
@@ -117,7 +122,7 @@ def recorded(run_dir: str | Path) -> Snapshot:
             f"{run_dir}: data_files.csv gives the version {found[:12]}, {where} says {str(wanted)[:12]}: one of them "
             "was edited or torn; train again"
         )
-    return Snapshot(str(run_dir), found, files, manifest.get("classes") or {})
+    return Snapshot(str(run_dir), found, files, manifest.get("classes") or {}, counts=data_counts.counts(manifest))
 
 
 def present(run_dir: str | Path, verify: bool = False, base: str | Path = "") -> Snapshot:
@@ -233,6 +238,7 @@ def compare(a: Snapshot, b: Snapshot) -> dict:
         "changed": sorted(name for name in a.files.keys() & b.files.keys() if a.files[name] != b.files[name]),
         "moved": moved,
         "classes": _class_mix(a.classes, b.classes),
+        "counts": data_counts.moved(a.counts, b.counts),
         "missing": a.missing + b.missing,
     }
 
@@ -263,10 +269,12 @@ def told(found: dict) -> list[str]:
             lines.append(f"{what} ({len(found[what])}): {_some(found[what])}")
     if found["moved"]:
         lines.append(f"moved ({len(found['moved'])}): {_some([f'{old} → {new}' for old, new in found['moved']])}")
+    lines += data_counts.told(found["counts"], SHOWN)
+    unit = "texts" if any(name.startswith("texts.") for name in found["counts"]) else "files"
     for kind, row in found["classes"].items():
         if row["a"] != row["b"]:
             points = 100 * (row["share_b"] - row["share_a"])
-            lines.append(f"class {kind}: {row['a']} → {row['b']} files, {row['share_b']:.1%} ({points:+.1f} points)")
+            lines.append(f"class {kind}: {row['a']} → {row['b']} {unit}, {row['share_b']:.1%} ({points:+.1f} points)")
     return lines
 
 

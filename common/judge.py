@@ -11,15 +11,17 @@ the same time:
 
     errors          the model raised, hung, or gave something that is not finite
     refusals        the model's decode refused the input
-    latency         slower than stable's running median, p90 and p99, the canary's time less 2 ms and divided by 1.1
+    latency         slower than stable's running median, p90 and p99; the canary may take 2 ms or a tenth longer
     mix             the share of each of stable's nine most frequent classes and of the rest, up or down by > 5 points
     confidence      below stable's running p10 and p50, above its p50 and p90, by > 10 points of rank
     disagreement    the two models differ on the same input more often than the limit
     feedback        wrong by the label that came later; for numbers, residuals above stable's running p50 and p90
 
-Margins keep a better model from being rolled back for being different. The row no_worse is not a guardrail but what a
-stage needs to advance: evidence (level 5 %) that the canary fails at most 3 points more often than stable. A guardrail
-whose wealth is `LEANS` or more holds: below that is one lone failure of the canary, which may never be outweighed.
+Margins keep a better model from being rolled back for being different. Two rows are not guardrails but what a stage
+needs to advance: evidence (level 5 % each) that the canary fails at most 3 points, and exceeds stable's p99 at most
+1 point more often than stable. So a slow tail, which takes the most requests to tell, cannot pass before it is found.
+A guardrail whose wealth is `LEANS` or more holds; below that is one lone failure of the canary, which may never be
+outweighed.
 """
 
 from __future__ import annotations
@@ -32,22 +34,24 @@ import numpy as np
 from common.sequential import RateTests, Row
 
 ALPHA = {
-    "errors": 0.006,
+    "errors": 0.005,
     "refusals": 0.0003,
-    "latency": 0.0015,
+    "latency": 0.002,
     "mix": 0.0004,
     "confidence": 0.0003,
     "disagreement": 0.0003,
-    "feedback": 0.0012,
+    "feedback": 0.0017,
 }
-NO_WORSE_ALPHA, NO_WORSE_MARGIN = 0.05, 0.03
-LEANS = 8.0
-LATENCY_FACTOR, LATENCY_MS = 1.1, 2.0  # what the canary may be slower
+SHOWN_ALPHA = 0.05
+FAILS_MARGIN, SLOW_MARGIN = 0.03, 0.01  # what has to be excluded before a stage is left
+LEANS = dict.fromkeys(ALPHA, 2.0) | {"errors": 8.0, "refusals": 8.0}
+LATENCY_FACTOR, LATENCY_MS = 1.1, 2.0  # what the canary may be slower, the more lenient of the two
 MIX_MARGIN, CONFIDENCE_MARGIN = 0.05, 0.1
 CLASSES = 10  # slots of the mix, the last one for all other classes
 WINDOW, FIRST, REFRESH = 2000, 200, 200  # stable's values: kept, needed, and between two looks at their quantiles
 REFUSED, NO_LABEL = "refused", -1
 MIX = 7  # first row of the mix
+IN_TIME = MIX + 2 * CLASSES  # last row of the answers
 TESTS = ("faults", "answers", "labels", "pairs")
 ROWS = {  # guardrail: its tests, their rows, and what each row's event is called
     "errors": ("faults", slice(0, 1), ("failed",)),
@@ -103,8 +107,9 @@ class Judge:
     def __init__(self, guardrails: tuple[str, ...] = tuple(ALPHA), max_disagreement: float = 0.2):
         self.guardrails = guardrails
         rare, mix, rank = Row(rare=True), Row(margin=MIX_MARGIN), Row(margin=CONFIDENCE_MARGIN)
-        self.faults = RateTests([rare, rare, Row(-NO_WORSE_MARGIN, alone=True)])
-        self.answers = RateTests([Row(), Row(), rare, *[rank] * 4, *[mix] * (2 * CLASSES)])
+        self.faults = RateTests([rare, rare, Row(-FAILS_MARGIN, alone=True)])
+        in_time = Row(-SLOW_MARGIN, alone=True)
+        self.answers = RateTests([Row(), Row(), rare, *[rank] * 4, *[mix] * (2 * CLASSES), in_time])
         self.labels = RateTests([Row()] * 3)
         self.pairs = RateTests([Row(alone=True, fixed=max_disagreement)])
         self.latency, self.confidence = Window((0.5, 0.9, 0.99)), Window((0.1, 0.5, 0.9))
@@ -132,16 +137,18 @@ class Judge:
         yes = np.zeros((len(self.answers.margin), len(canary)), bool)
         known = np.zeros_like(yes)
         if self.latency.limits is not None:
-            lenient = np.where(canary, (batch.latency_ms - LATENCY_MS) / LATENCY_FACTOR, batch.latency_ms)
-            yes[:3], known[:3] = lenient > self.latency.limits[:, None], good
+            lenient = np.minimum(batch.latency_ms - LATENCY_MS, batch.latency_ms / LATENCY_FACTOR)
+            yes[:3] = np.where(canary, lenient, batch.latency_ms) > self.latency.limits[:, None]
+            yes[IN_TIME] = ~yes[2]
+            known[:3] = known[IN_TIME] = good
         if self.confidence.limits is not None:
             low, middle, high = self.confidence.limits
             seen = batch.confidence
             yes[3:7], known[3:7] = [seen < low, seen < middle, seen > middle, seen > high], good & ~np.isnan(seen)
         if self.slots is not None:
             yes[MIX : MIX + CLASSES] = self._slot(batch.label) == np.arange(CLASSES)[:, None]
-            yes[MIX + CLASSES :] = ~yes[MIX : MIX + CLASSES]
-            known[MIX:] = good & (batch.label != NO_LABEL)
+            yes[MIX + CLASSES : IN_TIME] = ~yes[MIX : MIX + CLASSES]
+            known[MIX:IN_TIME] = good & (batch.label != NO_LABEL)
         _update(self.answers, yes, known, canary, share_of_answers)
         self._remember(batch, good & ~canary)
 
@@ -202,13 +209,22 @@ class Judge:
         self.slots = None if state["slots"] is None else np.array(state["slots"])
 
     def evidence(self) -> dict[str, float]:
-        """Natural logarithm of each guardrail's wealth, and of no_worse."""
+        """Natural logarithm of each guardrail's wealth, and of what has to be shown."""
         tests = {name: getattr(self, name).log_evidence() for name in TESTS}
-        found = {name: _log_mean(tests[of][rows]) for name, (of, rows, _) in ROWS.items()}
-        return {**{name: found[name] for name in self.guardrails}, "no_worse": float(tests["faults"][2])}
+        found = {name: _log_mean(tests[of][self._rows(name)]) for name, (of, _, _) in ROWS.items()}
+        shown = {"fails": float(tests["faults"][2]), "slow": float(tests["answers"][IN_TIME])}
+        return {name: found[name] for name in self.guardrails} | shown
+
+    def _rows(self, name: str) -> slice:
+        """The rows of a guardrail. What becomes known of a model's answers is of one kind, labels or numbers."""
+        rows = ROWS[name][1]
+        return slice(0, 1) if name == "feedback" and self.labels.stable[0].any() else rows
 
     def violated(self) -> dict[str, str]:
         """Guardrails whose evidence is complete, with the numbers in words."""
+        highest = max(getattr(self, name).log_wealth.max() for name in TESTS)
+        if highest + np.log(2) < -np.log(max(ALPHA.values())):  # as nearly always: no wealth can be so high
+            return {}
         found = self.evidence()
         bad = [name for name in self.guardrails if found[name] >= -np.log(ALPHA[name])]
         return {name: self._words(name, found[name]) for name in bad}
@@ -216,9 +232,11 @@ class Judge:
     def ready(self) -> list[str]:
         """What still speaks against more traffic; empty if nothing does."""
         found = self.evidence()
-        open_ = [f"{name} leans towards worse" for name in self.guardrails if found[name] >= np.log(LEANS)]
-        if found["no_worse"] < -np.log(NO_WORSE_ALPHA):
-            open_.append(f"not yet shown to fail at most {NO_WORSE_MARGIN:.0%} more often than stable")
+        open_ = [f"{name} leans towards worse" for name in self.guardrails if found[name] >= np.log(LEANS[name])]
+        if found["fails"] < -np.log(SHOWN_ALPHA):
+            open_.append(f"not yet shown to fail at most {FAILS_MARGIN:.0%} more often than stable")
+        if "latency" in self.guardrails and found["slow"] < -np.log(SHOWN_ALPHA):
+            open_.append(f"not yet shown to exceed stable's p99 at most {SLOW_MARGIN:.0%} more often than stable")
         return open_
 
     def numbers(self) -> dict[str, dict]:
@@ -256,12 +274,12 @@ def _percent(rate: float | None) -> str:
 
 
 def _log_mean(values: np.ndarray) -> float:
-    top = values.max()
-    return float(top + np.log(np.exp(values - top).mean()))
+    return float(np.logaddexp.reduce(values) - np.log(len(values)))
 
 
 def _update(tests: RateTests, yes: np.ndarray, known: np.ndarray | bool, canary: np.ndarray, share: float) -> None:
     """yes, known: (rows, requests); a request counts for a row only where its event is known."""
-    yes, no = yes & known, known & ~yes
-    arms = [np.stack([(no & arm).sum(1), (yes & arm).sum(1)], axis=1) for arm in (~canary, canary)]
-    tests.update(*arms, share)
+    arms = np.stack([~canary, canary], axis=1).astype(np.float64)
+    seen, happened = (np.broadcast_to(one, yes.shape) @ arms for one in (known, yes & known))
+    stable, canary = np.stack([seen - happened, happened]).transpose(2, 1, 0)
+    tests.update(stable, canary, share)

@@ -32,7 +32,7 @@ from common.judge import ALPHA, Columns, Judge, Outcome
 from common.log import JsonlLogger, plain
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 VERBS = ("promote", "hold", "resume", "rollback")
 RUNNING, ENDED = ("running", "held"), ("promoted", "rolled_back")
 SAVE_S = 1.0  # how much evidence a killed process loses at most

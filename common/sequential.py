@@ -85,10 +85,10 @@ class RateTests:
         """Counts of requests since the last update, (rows, 2); share: the probability with which they became canary."""
         self._start_bets(self.canary.sum(1))
         known = self.stable.sum(1)
-        if share != self.share or (known > 1.02 * self.known).any():
+        if abs(share - self.share) > 1e-3 * share or (known > 1.02 * self.known).any():
             self.share, self.known, self.factors = share, known, self._factors(known, share)
         step_stable, step_canary = self.factors
-        self.log_wealth += (step_stable * stable[:, None] + step_canary * canary[:, None]).sum(2)
+        self.log_wealth += (step_stable @ stable[:, :, None] + step_canary @ canary[:, :, None])[:, :, 0]
         self.stable += stable
         self.canary += canary
 

@@ -11,6 +11,7 @@ import pytest
 from common import data_versions
 from common.cli import UserError
 from common.data_versions import compare, of_folder, present, read_manifest, recorded, snapshot_of, tell_changes, told
+from common.log import version_of
 from common.run_record import record_run
 from tests.conftest import make_colour_photos, python
 
@@ -150,6 +151,55 @@ def test_a_place_that_is_neither_run_nor_folder(tmp_path):
         snapshot_of(str(tmp_path / "none"))
     with pytest.raises(UserError, match="no files"):
         snapshot_of(str(tmp_path))
+
+
+def edited(run, folder, edit):
+    """A copy of a run whose data was another file of the same name."""
+    other = shutil.copytree(run, folder / "other")
+    manifest = read_manifest(other)
+    edit(manifest)
+    (other / "data_manifest.json").write_text(json.dumps(manifest))
+    text = (other / "data_files.csv").read_text()
+    sha256 = next(iter(recorded(run).files.values()))
+    (other / "data_files.csv").write_text(text.replace(sha256, "0" * 64))
+    record = json.loads((other / "run.json").read_text())
+    record["files_version"] = version_of({**recorded(run).files, next(iter(recorded(run).files)): "0" * 64})
+    (other / "run.json").write_text(json.dumps(record))
+    return other
+
+
+def test_what_moved_in_a_file_of_texts(intent_run, tmp_path, registry):
+    name, of = next(iter(read_manifest(intent_run)["classes"].items()))
+    train = read_manifest(intent_run)["texts"]["train"]
+
+    def edit(manifest):
+        manifest["texts"]["train"] += 7
+        manifest["classes"][name]["train"] += 7
+        manifest["words"]["train"] = [1, 5, 99]
+
+    code, out = registry("data", "diff", intent_run, edited(intent_run, tmp_path, edit))
+    assert code == 1
+    assert f"texts.train: {train} → {train + 7}\n" in out
+    assert f"class {name}: {sum(of.values())} → {sum(of.values()) + 7} texts, " in out
+    assert " → 1/5/99 (least, median, most)\n" in out
+
+
+def test_what_moved_in_a_file_of_rows(wave_run, tmp_path, registry):
+    (name,), last = read_manifest(wave_run)["series"], "2024-03-01T00:00"
+    was = read_manifest(wave_run)["series"][name]
+
+    def edit(manifest):
+        manifest["series"][name] |= {"rows": 5000, "last": last}
+        manifest["series"] |= {f"new {i}": {"rows": i, "first": "a", "last": "b"} for i in range(10)}
+
+    other = edited(wave_run, tmp_path, edit)
+    code, out = registry("data", "diff", wave_run, other)
+    assert code == 1
+    assert f"series.{name}.rows: {was['rows']} → 5000\n" in out
+    assert f"series.{name}.last: {was['last']} → {last}\n" in out
+    assert "series: 24 more changes; --json has all" in out
+    code, out = registry("data", "diff", wave_run, other, "--json")
+    assert json.loads(out)["counts"]["series.new 3.rows"] == [None, 3]
 
 
 def test_data_of_one_file_a_split(tmp_path, colour_run):

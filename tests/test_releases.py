@@ -13,12 +13,14 @@ import urllib.request
 
 import pytest
 
+from common import rollout
 from common.ckpt_file import CheckpointError, read_whole
 from common.cli import UserError
 from common.history import History, RegistryError
 from common.log import file_sha256
 from common.releases import Releases
 from tests.conftest import ROOT, python, second_run
+from tests.test_server_microbatch import wait_until
 
 
 @pytest.fixture
@@ -191,6 +193,30 @@ def test_a_server_loads_by_name_and_takes_up_a_promotion(store, scored_run, tmp_
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 0
             drain.join()
+
+
+def test_the_registry_is_told_of_a_promoted_candidate(store, scored_run, tmp_path):
+    old, new = store.register(scored_run), store.register(second_run(scored_run, tmp_path))
+    store.promote("vision@1", override="first")
+    verdict = {"project": "vision", "sha256": new["sha256"], "passed": True, "checks": [], "files": new["files"]}
+    (tmp_path / "gate.json").write_text(json.dumps({**verdict, "baseline": old["sha256"]}))
+    store.record_gate(tmp_path / "gate.json", verdict)
+    (tmp_path / "token").write_text("a-token-of-32-characters-or-more")
+    command = [sys.executable, "-m", "project_vision_cls.serve", "--model", "vision@production", "--canary", "vision@2"]
+    command += ["--registry", store.folder, "--port", "0", "--admin_token_file", tmp_path / "token"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        url = process.stdout.readline().split()[-1]
+        assert process.stdout.readline().startswith("ready with model ")
+        assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
+        wait_until(lambda: store.resolve("vision@production")["version"] == 2, "vision@2 is production")
+        assert store.history.read()[-1]["override"] is None  # the gate was asked
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()
+        process.stdout.close()
 
 
 def test_a_server_refuses_a_changed_release(store, scored_run, tmp_path):

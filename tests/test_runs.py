@@ -114,6 +114,16 @@ def test_a_run_is_reproduced_bit_by_bit(colour_run, tmp_path, registry):
     assert "numpy was 1.0, is " in text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["intent_run", "wave_run"])
+def test_texts_and_series_are_reproduced_bit_by_bit(run, request, tmp_path, registry):
+    run, out = request.getfixturevalue(run), tmp_path / "again"
+    code, text = registry("runs", "reproduce", run, "--out", out)
+    assert (code, f"the weights of {run} and {out} are bit-equal" in text) == (0, True), text
+    assert compare_weights(run / "best.pt", out / "best.pt") == (True, [])
+    assert load_ckpt(run / "best.pt")["epoch"] == load_ckpt(out / "best.pt")["epoch"]
+
+
 def test_other_data_is_named_before_any_training(tmp_path, colour_run, colour_photos, registry):
     run = made_up(tmp_path, colour_run, "run")
     manifest = json.loads((run / "data_manifest.json").read_text())

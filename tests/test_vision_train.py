@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,21 +138,22 @@ def test_mirror_answers_with_the_mean_of_two_looks(colour_photos, tmp_path):
     assert torch.allclose(looks.mean(0), one, atol=1e-6)
 
 
-def test_a_finished_run_resumes_to_itself(colour_photos, colour_run):
-    before = (colour_run / "best.pt").read_bytes()
-    metrics = json.loads((colour_run / "metrics.json").read_text())
-    (colour_run / "metrics.json").write_text(json.dumps({**metrics, "eval": {"kept": 1}}))
-    config = load_ckpt(colour_run / "last.pt")["config"]
+def test_a_finished_run_resumes_to_itself(colour_run, tmp_path):
+    run_dir = shutil.copytree(colour_run, tmp_path / "run")
+    before = (run_dir / "best.pt").read_bytes()
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    (run_dir / "metrics.json").write_text(json.dumps({**metrics, "eval": {"kept": 1}}))
+    config = load_ckpt(run_dir / "last.pt")["config"]
     flags = ["--epochs", 6, "--bs", 8, "--lr", 1e-2, "--width", 4, "--cache_dir", colour_run.parent / "cache"]
     done = python(
-        "project_vision_cls.train", "--train_root", config["train_root"], "--run_dir", colour_run, *flags, "--resume"
+        "project_vision_cls.train", "--train_root", config["train_root"], "--run_dir", run_dir, *flags, "--resume"
     )
     assert done.returncode == 0, done.stderr
-    assert (colour_run / "best.pt").read_bytes() == before
-    metrics = json.loads((colour_run / "metrics.json").read_text())
+    assert (run_dir / "best.pt").read_bytes() == before
+    metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["eval"] == {"kept": 1}
     assert metrics["train"]["seconds"] == pytest.approx(
-        sum(line["seconds"] for line in read_jsonl(colour_run / "train.jsonl")[0])
+        sum(line["seconds"] for line in read_jsonl(run_dir / "train.jsonl")[0])
     )
     assert "best: epoch" in done.stdout
 

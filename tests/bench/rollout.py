@@ -6,6 +6,7 @@ candidate: healthy ones, and ones whose candidate is worse in one way from its f
 Prints what it finds; with --json the last line is one JSON object: `false_rollback_rate` and `reached_100_rate` of the
 healthy, and for each fault the median of the candidate's requests until it was rolled back (`median_requests_*`; null
 where that happened to less than half) and the share that was (`found_*`).
+In parts: start with --keep FILE --part 1/4 to 4/4, at the same time or not, then once more with --keep FILE alone.
 """
 
 from __future__ import annotations
@@ -84,26 +85,57 @@ def simulate(candidate: Traffic, rng: np.random.Generator, folder: str, plan: Pl
     return rollout.status, seen
 
 
+def seed_of(name: str, n: int, args: argparse.Namespace) -> list[int]:
+    """Of the n-th rollout of a kind, in whatever order and process it is simulated."""
+    return [args.seed, n] if name == "healthy" else [args.seed, 1, *name.encode(), n]
+
+
+def ends_of(name: str, args: argparse.Namespace, folder: str, plan: Plan) -> list[tuple[str, int]]:
+    """How each rollout of a kind ended; what --keep holds already is not simulated again."""
+    of = [name, args.seed, plan.stage_requests]
+    lines = Path(args.keep).read_text(encoding="utf-8").splitlines() if args.keep and Path(args.keep).exists() else []
+    kept = {n: (status, seen) for *what, n, status, seen in map(json.loads, lines) if what == of}
+    part, parts = args.part
+    for n in range(part - 1, args.rollouts if name == "healthy" else args.faulty, parts):
+        if n not in kept:
+            candidate = HEALTHY if name == "healthy" else FAULTS[name]
+            kept[n] = simulate(candidate, np.random.default_rng(seed_of(name, n, args)), folder, plan)
+            if args.keep:
+                with open(args.keep, "a", encoding="utf-8") as file:
+                    file.write(json.dumps([*of, n, *kept[n]]) + "\n")
+    return [kept[n] for n in sorted(kept)]
+
+
 def healthy(args: argparse.Namespace, folder: str, plan: Plan) -> dict:
     """Rollouts of a candidate that is as good as stable."""
-    ends = [simulate(HEALTHY, np.random.default_rng([args.seed, n]), folder, plan) for n in range(args.rollouts)]
+    ends = ends_of("healthy", args, folder, plan)
     status = [end for end, _ in ends]
+    seen = [n for end, n in ends if end == "promoted"]
     return {
         "false_rollback_rate": status.count("rolled_back") / len(status),
         "reached_100_rate": status.count("promoted") / len(status),
         "stuck": status.count("running"),
-        "median_requests_healthy": statistics.median(seen for end, seen in ends if end == "promoted"),
+        "median_requests_healthy": statistics.median(seen) if seen else None,
+        "most_requests_healthy": max(seen, default=None),
+        "rollouts": len(status),
     }
 
 
 def faulty(name: str, args: argparse.Namespace, folder: str, plan: Plan) -> dict:
     """Rollouts of a candidate with one fault."""
-    seed = [args.seed, 1, *name.encode()]
-    ends = [simulate(FAULTS[name], np.random.default_rng([*seed, n]), folder, plan) for n in range(args.faulty)]
+    ends = ends_of(name, args, folder, plan)
     found = [seen if status == "rolled_back" else float("inf") for status, seen in ends]
     median = statistics.median(found)
     rate = sum(status == "rolled_back" for status, _ in ends) / len(ends)
     return {f"median_requests_{name}": median if median < float("inf") else None, f"found_{name}": rate}
+
+
+def part(text: str) -> tuple[int, int]:
+    """`type=` of --part: K/N."""
+    k, n = (int(word) for word in text.split("/"))
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"{text}: wanted K/N with K from 1 to N")
+    return k, n
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,6 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--faulty", type=whole, default=300, help="rollouts of each fault")
     parser.add_argument("--stage_requests", type=whole, default=Plan.stage_requests, help="as of the server")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated traffic")
+    parser.add_argument("--keep", default="", help="file that keeps what was simulated, for the next start")
+    parser.add_argument("--part", type=part, default="1/1", help="simulate every N-th rollout from the K-th on, K/N")
     parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False, help="end with one JSON object")
     args = parser.parse_args(argv)
     plan, figures, start = Plan(stage_requests=args.stage_requests), {}, time.monotonic()
@@ -122,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             found = healthy(args, folder, plan) if name == "healthy" else faulty(name, args, folder, plan)
             print(f"{name}: {found}", flush=True)
             figures |= found
-    figures |= {"rollouts": args.rollouts, "faulty": args.faulty, "seconds": round(time.monotonic() - start, 1)}
+    figures |= {"faulty": args.faulty, "seconds": round(time.monotonic() - start, 1)}
     print(json.dumps(figures) if args.json else f"took {figures['seconds']} s")
 
 
