@@ -127,8 +127,7 @@ def refusal(endpoint: Endpoint, request: Request, tokens: dict[str, bytes]) -> H
         if kind.lower() != "bearer" or not right:
             return HttpError(401, "wanted the header Authorization: Bearer TOKEN", (("WWW-Authenticate", "Bearer"),))
     if "POST" in endpoint.methods:
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media not in endpoint.media and not media.endswith("+json"):
+        if request.media not in endpoint.media and not request.media.endswith("+json"):
             return HttpError(415, "wanted Content-Type: application/json")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             return HttpError(415, "wanted a body without Content-Encoding")

@@ -31,6 +31,7 @@ class Connection(asyncio.BufferedProtocol):
         self.refusal: HttpError | None = None  # its answer, when that is known before the body
         self.job: Job | None = None
         self.req_id = self.trace = ""
+        self.unsent = b""  # see Refusals
         self.closing, self.writable, self.phase, self.expires = False, True, "", float("inf")
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -70,8 +71,9 @@ class Connection(asyncio.BufferedProtocol):
     def advance(self) -> None:
         """Handle what has arrived, up to the next prediction: its answer comes later."""
         try:
-            while not (self.job or self.closing) and self.writable and self._step():
-                pass
+            while (self.request or self.parser.buffered) and self.writable and not (self.job or self.closing):
+                if not self._step():
+                    break
         except WireError as error:
             self.refuse(error)
         self._watch_time()
@@ -96,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
             if self.refusal:
                 self.refuse(self.refusal)
             else:
-                self.transport.write(CONTINUE)
+                self.write(CONTINUE)
 
     def _handle(self, body: bytes) -> None:
         try:
@@ -121,12 +123,20 @@ class Connection(asyncio.BufferedProtocol):
             head_only=request.method == "HEAD",
             content_type=reply.content_type,
         )
-        self.transport.write(data)
+        if self.refusal and keep_alive:
+            self.server.refusals.add(self, data)
+        else:
+            self.write(data)
         self.server.count_answer(self.endpoint, reply.status)
         self.request = self.refusal = self.job = None
         self.phase = ""
         if not keep_alive:
             self._hang_up()
+
+    def write(self, data: bytes = b"") -> None:
+        """Send `data`, after what is still unsent."""
+        self.transport.write(self.unsent + data)
+        self.unsent = b""
 
     def finish(self, reply: Reply) -> None:
         """Send the answer of the job, then go on with what was pipelined behind it."""
@@ -140,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
     def refuse(self, error: HttpError) -> None:
         """Answer a request that was not read to its end, and close."""
         reply = error_reply(error)
-        self.transport.write(response(reply.status, reply.body, headers=reply.headers, keep_alive=False))
+        self.write(response(reply.status, reply.body, headers=reply.headers, keep_alive=False))
         self.server.count_answer(self.endpoint if self.request else None, reply.status)
         self.request = None
         self._hang_up()
@@ -171,6 +181,29 @@ class Connection(asyncio.BufferedProtocol):
             self.refuse(HttpError(408, f"the {self.phase} of the request did not arrive in time"))
         else:
             self.transport.abort()
+
+
+class Refusals:
+    """Answers that are known from the head alone leave together, once all requests that have arrived are read.
+
+    Each one sent at once would wake its client, who then takes turns with this thread where cores are few.
+    """
+
+    def __init__(self):
+        self.connections: list[Connection] = []
+
+    def add(self, connection: Connection, data: bytes) -> None:
+        """Send `data` with the others."""
+        if not self.connections:
+            connection.server.loop.call_soon(self._send)
+        if not connection.unsent:
+            self.connections.append(connection)
+        connection.unsent += data
+
+    def _send(self) -> None:
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            connection.write()
 
 
 def close_port(server) -> None:

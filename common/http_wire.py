@@ -62,6 +62,7 @@ class Request:
     path: str  # target without scheme, host and query
     minor: int  # 0 for HTTP/1.0, 1 for HTTP/1.1
     headers: dict[str, str]
+    media: str  # the content type without its parameters, in lower case
     keep_alive: bool
     expects_continue: bool
 
@@ -252,7 +253,8 @@ def _request(method: str, target: str, minor: int, headers: dict[str, str]) -> R
         raise WireError(417, "expect: only 100-continue is understood")
     options = {option.strip(" \t") for option in headers.get("connection", "").lower().split(",")}
     keep_alive = "close" not in options and (minor == 1 or "keep-alive" in options)
-    return Request(method, target, path.partition("?")[0] or "/", minor, headers, keep_alive, expect != "")
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Request(method, target, path.partition("?")[0] or "/", minor, headers, media, keep_alive, expect != "")
 
 
 @lru_cache(maxsize=512)

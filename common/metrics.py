@@ -105,6 +105,14 @@ class Metrics:
         return {"counts": counts, "histograms": dict(self.histograms), "gauges": {**gauges, **process}}
 
 
+def answer_labels(path: str, predicts: bool, status: int) -> dict[str, str]:
+    """The labels of the counters that an answer adds to; one without the prediction it was to give also counts why."""
+    labels = {"http_requests_total": f'path="{escaped(path)}",status="{status}"'}
+    if predicts and status >= 400:
+        labels["rejections_total"] = f'reason="{REASONS.get(status, "invalid")}"'
+    return labels
+
+
 def resident_bytes() -> int:
     """Resident memory of this process; its peak where there is no /proc."""
     try:

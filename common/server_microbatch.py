@@ -31,9 +31,9 @@ from common.batcher import MicroBatcher
 from common.canary import Canary
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
-from common.http_connection import LINGER_S, Connection, close_port
+from common.http_connection import LINGER_S, Connection, Refusals, close_port
 from common.http_wire import HttpError, Request
-from common.metrics import REASONS, Metrics, escaped
+from common.metrics import Metrics, answer_labels
 from common.model_slot import ModelSlot
 from common.monitor_core import SlidingWindow
 from common.monitor_pages import answer_worker, make_monitor
@@ -63,6 +63,7 @@ class Server:
         self.limits = limits(args)
         self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
+        self.refusals = Refusals()
         self.received = memoryview(bytearray(RECEIVE_BYTES))
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
@@ -276,13 +277,12 @@ class Server:
         """For metrics: every answer, and why there was no prediction."""
         labels = self.answer_labels.get((endpoint, status))
         if labels is None:
-            name = escaped(endpoint.name) if endpoint else "_other"
-            labels = self.answer_labels[endpoint, status] = f'path="{name}",status="{status}"'
-        self.metrics.count("http_requests_total", labels)
+            where = (endpoint.name, endpoint.predicts) if endpoint else ("_other", True)
+            labels = self.answer_labels[endpoint, status] = answer_labels(*where, status)
+        for name, label in labels.items():
+            self.metrics.count(name, label)
         if endpoint and endpoint.predicts:
             self.monitor.counted(status)
-        if status >= 400 and (endpoint is None or endpoint.predicts):
-            self.metrics.count("rejections_total", f'reason="{REASONS.get(status, "invalid")}"')
 
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:

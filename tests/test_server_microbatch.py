@@ -231,6 +231,21 @@ def test_pages_pipelined_with_predictions_keep_their_order(tiny):
     assert [body.get("pred", body.get("status")) for body in bodies] == [2.0, "live", 4.0]
 
 
+def test_refusals_pipelined_with_pages_and_predictions_keep_their_order(tiny):
+    page, nowhere, wrong = (
+        f"{line} HTTP/1.1\r\nHost: t\r\n\r\n".encode() for line in ("GET /live", "GET /nowhere", "PUT /predict")
+    )
+    last = b"GET /nowhere HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
+    with tiny.socket() as client, client.makefile("rb") as stream:
+        client.sendall(nowhere + page + wrong + nowhere + request_bytes("1") + nowhere + wrong + last)
+        assert [read_answer(stream)[0] for _ in range(8)] == [404, 200, 405, 404, 200, 404, 405, 404]
+        assert stream.read() == b""
+    with tiny.socket() as client, client.makefile("rb") as stream:  # a broken request behind a refused one
+        client.sendall(nowhere + b"no request\r\n\r\n")
+        assert [read_answer(stream)[0] for _ in range(2)] == [404, 400]
+        assert stream.read() == b""
+
+
 def test_http_1_0_head_and_expect(tiny):
     with tiny.socket() as client, client.makefile("rb") as stream:
         client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
