@@ -157,9 +157,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hang_up(self) -> None:
         """Closing at once would destroy the answer if more bytes arrive, so: half-close, and wait for the client's."""
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         self.closing, self.expires = True, time.monotonic() + LINGER_S
+        try:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        except OSError:  # it has the answer and has reset the connection, as proxies do
+            self.transport.abort()
 
     def _watch_time(self) -> None:
         """A phase has so many seconds as a whole: bytes that trickle in do not prolong it."""
