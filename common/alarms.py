@@ -12,7 +12,7 @@ import operator
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 VIOLATED = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 SEVERITIES = ("info", "warning", "critical")
@@ -37,6 +37,7 @@ class Alarm:
     clear: float | None = None
     severity: str = "warning"
     runbook: str = ""
+    about: str = ""  # what the value is, for whoever reads the alarm at night
 
     def __post_init__(self):
         if self.direction not in VIOLATED:
@@ -69,6 +70,7 @@ class _State:
     since: float = 0.0  # Unix time of the phase
     value: float = math.nan
     n_samples: int = 0
+    details: dict = field(default_factory=dict)  # of the last check
 
 
 class AlarmManager:
@@ -104,7 +106,8 @@ class AlarmManager:
     def run(self, checks: dict[str, tuple], now: float | None = None) -> list[dict]:
         """One check of `{name: (value, n_samples)}`; the events that fired, as dicts. `now`: seconds on a steady clock.
 
-        A third part of a check, a dict, becomes part of its events. Raises ValueError for a name that no alarm has.
+        A third part of a check, a dict, becomes part of its events and states. Raises ValueError for a name that
+        no alarm has.
         """
         unknown = sorted(set(checks) - set(self._alarms))
         if unknown:
@@ -139,7 +142,7 @@ class AlarmManager:
     def _check(self, name: str, value: float, n_samples: int, details: dict | None = None, *, now: float):
         """The event of a change of state, or None."""
         alarm, state = self._alarms[name]
-        state.value, state.n_samples = value, n_samples
+        state.value, state.n_samples, state.details = value, n_samples, details or {}
         if n_samples < alarm.min_samples or math.isnan(value):
             return None
         phase = _next_phase(alarm, state, value, now)
@@ -154,7 +157,7 @@ class AlarmManager:
         if phase == "ok":
             return None
         since = began if phase == "resolved" else state.since  # of the firing
-        return {**_told(alarm, state), "state": phase, "at": time.time(), "since": since, **(details or {})}
+        return {**_told(alarm, state), "state": phase, "at": time.time(), "since": since}
 
 
 def _next_phase(alarm: Alarm, state: _State, value: float, now: float) -> str:
@@ -176,4 +179,6 @@ def _told(alarm: Alarm, state: _State) -> dict:
         "n_samples": state.n_samples,
         "severity": alarm.severity,
         "runbook": alarm.runbook,
+        "about": alarm.about,
+        **state.details,
     }

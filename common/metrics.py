@@ -40,7 +40,7 @@ KINDS = {  # name: (type, help, upper bounds of a histogram)
     "drift_threshold": ("gauge", "The difference from which on a feature has drifted.", ()),
     "drift_p_value": ("gauge", "Chance of such a difference without drift, corrected for all features.", ()),
     "drift_windows_total": ("counter", "Windows that were compared with the reference.", ()),
-    "accuracy_expected": ("gauge", "Accuracy of the latest window, expected from its confidences.", ()),
+    "accuracy_expected": ("gauge", "Accuracy of the latest window, expected without labels.", ()),
     "accuracy_labelled": ("gauge", "Accuracy of the latest answers whose labels came back.", ()),
     "feedback_total": ("counter", "Labels that came back, by whether they found their answer.", ()),
     "arm_requests_total": ("counter", "In a rollout: requests by arm (stable, canary, shadow) and result.", ()),

@@ -25,6 +25,7 @@ import torch
 
 from common.alarms import AlarmManager
 from common.burn import BurnRate
+from common.expected import expect
 from common.feedback import Feedback
 from common.policy import make_alarms
 from common.predictions import Prediction
@@ -52,7 +53,7 @@ class Monitor:
         self.budgets = {name: BurnRate(about["objective"]) for name, about in policy["slo"].items()}
         self._slow_ms = policy["slo"].get("latency", {}).get("ms", math.inf)
         self.drift: list[dict] = []  # of the latest window
-        self.expected: dict | None = None  # the accuracy that its confidences promise
+        self.expected: dict | None = None  # the accuracy that it promises
         self.mix: dict = {}  # of its labels: {"reference": {label: n}, "now": {label: n}}
         self.windows = 0
         self.totals = dict.fromkeys(("answered", "invalid", "refused", "failed"), 0)
@@ -270,14 +271,16 @@ def describe(result: dict) -> str:
 def expected_accuracy(reference: dict, values: dict[str, list]) -> dict | None:
     """{"value", "drop", "n"}: the accuracy to expect without labels, and how far below the reference's it is.
 
-    A calibrated confidence is the chance to be right, so its mean is the accuracy to expect (J. Kuberski, CBPE,
-    NannyML 2022). None for a model without confidences or without a known accuracy.
+    As training learned it (common/expected.py); from an older checkpoint the mean confidence, which is the chance to be
+    right as long as traffic looks as validation did (J. Kuberski, CBPE, NannyML 2022). None for a model without
+    confidences or without a known accuracy.
     """
     name = next((name for name in ("prob", "conf") if name in values), None)
-    known = reference.get("accuracy")
+    known, learned = reference.get("accuracy"), reference.get("expected")
     if name is None or known is None:
         return None
-    value = math.fsum(values[name]) / len(values[name])
+    able = learned and all(feature in values for feature in learned["features"])
+    value = expect(learned, values) if able else math.fsum(values[name]) / len(values[name])
     return {"value": value, "drop": known - value, "n": len(values[name])}
 
 

@@ -34,14 +34,22 @@ DRIFT = {"watch", "test", "effect"} | RING
 LEVEL = {"threshold", "direction", "clear"} | RING
 SLO = {"errors": {"objective"} | RING, "latency": {"objective", "ms"} | RING}
 LEVELS = {  # name: (what it is, n of a check, direction)
-    "lat_p95": ("95 % of the answers took at most this, in ms, over 100 answers", 100, ">="),
-    "queue_p95": ("the same of the wait before decoding and model", 100, ">="),
-    "error_share": ("share of answers with status 429 or 5xx, over 100", 100, ">="),
-    "accuracy_drop": ("accuracy expected from the confidences of a window, below that of the reference", 100, ">="),
-    "accuracy_drop_labels": ("the same by the labels that came back", 100, ">="),
-    "error_ratio_labels": ("mean absolute error by the values that came back, over that of the reference", 100, ">="),
-    "coverage_drop_labels": ("coverage of the intervals by those values, below that of the reference", 100, ">="),
+    "lat_p95": ("95 % of the latest 100 answers took at most so many ms", 100, ">="),
+    "queue_p95": ("95 % of the latest 100 requests waited at most so many ms before the model took them", 100, ">="),
+    "error_share": ("share of the latest 100 answers with status 429 or 5xx", 100, ">="),
+    "accuracy_drop": ("accuracy expected without labels, how far below that of validation", 100, ">="),
+    "accuracy_drop_labels": ("accuracy by the labels that came back, how far below that of validation", 100, ">="),
+    "error_ratio_labels": ("mean absolute error by the values that came back, times that of validation", 100, ">="),
+    "coverage_drop_labels": (
+        "coverage of the intervals by the values that came back, how far below that of validation",
+        100,
+        ">=",
+    ),
 }
+
+FEATURE = "how much {} differs from validation; 0 where that may be chance"
+BURN = "{} use the error budget up; from 1 on it fires: 2 % of a month's budget in an hour, or 5 % in six hours"
+BURNS = {"errors": "how fast 429 and 5xx", "latency": "how fast answers of more than {ms:g} ms"}
 
 
 def read_policy(path: str | Path | None) -> dict:
@@ -107,13 +115,20 @@ def make_alarms(policy: dict, features: dict[str, float], where: str = "policy")
     alarms = []
     for name, threshold in features.items():
         # a check of it is 0 where the difference may be chance, else the effect
-        ring = {"threshold": max(threshold, 1e-9), "consecutive": 2, "cooldown_sec": 3600, "min_samples": 1}
+        ring = {
+            "threshold": max(threshold, 1e-9),
+            "consecutive": 2,
+            "cooldown_sec": 3600,
+            "min_samples": 1,
+            "about": FEATURE.format(name),
+        }
         alarms.append(_alarm(f"drift_{name}", ring | _only(policy["drift"].get(name, {})), f"{where}: drift: {name}"))
     for name, about in policy["levels"].items():
-        ring = {"direction": LEVELS[name][2], "min_samples": LEVELS[name][1], **about}
+        ring = {"direction": LEVELS[name][2], "min_samples": LEVELS[name][1], "about": LEVELS[name][0], **about}
         alarms.append(_alarm(name, ring, f"{where}: levels: {name}"))
     for name, about in policy["slo"].items():
-        ring = {"threshold": 1.0, "consecutive": 1, "severity": "critical"} | _only(about)
+        told = BURN.format(BURNS[name].format(ms=about.get("ms", 0)))
+        ring = {"threshold": 1.0, "consecutive": 1, "severity": "critical", "about": told} | _only(about)
         alarms.append(_alarm(f"slo_{name}", ring, f"{where}: slo: {name}"))
     return alarms
 

@@ -94,14 +94,19 @@ def webhook(url: str, labels: dict[str, str], timeout_s: float = TIMEOUT_S) -> C
 def alert(event: dict, labels: dict[str, str]) -> dict:
     """An event as Alertmanager's `postableAlert` (its api/v2/openapi.yaml): who it is about, and what is to be read.
 
-    The labels say which alarm it is, and are the same when it is resolved; `endsAt` then says since when.
+    The labels say which alarm it is, and are the same when it is resolved; `endsAt` then says since when. The link is
+    to its dashboard.
     """
-    summary = f"{event['alarm']} is {event['value']}, wanted not {event['direction']} {event['threshold']}"
-    told = {"summary": summary, "runbook": event["runbook"]}
+    value = "not measured" if event["value"] is None else f"{event['value']:.4g}"
+    summary = f"{event['alarm']} is {value} (alarm when {event['direction']} {event['threshold']:.4g})"
+    told = {"summary": f"{summary}: {event['what']}" if event.get("what") else summary}
+    told |= {"description": event.get("about", ""), "runbook": event["runbook"]}
     told |= {key: str(event[key]) for key in ("what", "n_samples") if key in event}
+    page = {"generatorURL": f"http://{labels['instance']}/dashboard"} if "instance" in labels else {}
     return {
         "labels": {"alertname": event["alarm"], "severity": event["severity"], **labels},
         "annotations": {key: value for key, value in told.items() if value},
+        **page,
         "startsAt": rfc3339(event.get("since", event["at"])),
         **({"endsAt": rfc3339(event["at"])} if event["state"] == "resolved" else {}),
     }

@@ -3,20 +3,25 @@
 balance(predictor, val_set, bs=256)
 scores, logits = validate(predictor, val_set, bs=256)
 ckpt |= calibrated(predictor, val_set, logits)          # assets with temperature and reject, reference, golden
+learn_accuracy(run_dir / "best.pt", val_set, device)    # once, at the end
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.amp_ckpt import load_ckpt, save_ckpt
+from common.expected import FEWEST, MOST, PART, STRENGTHS, learn
 from common.meter import T_MAX, T_MIN, nll, temperature
-from common.reference import make_reference
+from common.reference import MOST_POINTS, make_reference
 from project_nlp_intent.data import OUT, IntentDataset, make_loader
 from project_nlp_intent.inference import Predictor
+from project_nlp_intent.perturb import KINDS, perturbed
 from project_nlp_intent.reject import SCORES, choose
 from project_nlp_intent.watch import text_features
 
@@ -86,7 +91,9 @@ def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, cov
     }
     answers, chosen = predictor.answers(encoded, logits), np.flatnonzero(known)
     features = {name: [values[i] for i in chosen] for name, values in text_features(encoded, answers).items()}
-    reference |= make_reference(features)
+    embedded = chosen[np.unique(np.linspace(0, len(chosen) - 1, MOST_POINTS).astype(int))] if len(chosen) else chosen
+    points = predictor.embed([val_set.texts[i] for i in embedded]) if len(embedded) else None
+    reference |= make_reference(features, points)
     reference["accuracy"] = (pred == val_set.labels[torch.from_numpy(known)]).double().mean().item()
     texts = [val_set.texts[i] for i in np.linspace(0, len(val_set) - 1, 4).astype(int)]
     golden = {"texts": texts, "probs": predictor.scaled(texts).softmax(1)}
@@ -96,3 +103,30 @@ def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, cov
 def _sample(values: np.ndarray) -> list[float]:
     """At most some 1,000 of the values, evenly spaced."""
     return values[:: max(1, len(values) // 1000)].astype(float).tolist()
+
+
+def learn_accuracy(path: Path, val_set: IntentDataset, device: torch.device) -> None:
+    """Put into the reference of best.pt what tells its accuracy without labels, from damaged validation texts.
+
+    Costs at most 1,800 predictions; with fewer than FEWEST texts there is nothing to learn from.
+    """
+    held, predictor = load_ckpt(path, project="nlp"), Predictor.load(path, device)
+    rows, rng = np.flatnonzero(val_set.labels >= 0), np.random.default_rng(0)
+    if len(rows) < FEWEST:
+        return
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]
+    groups = [answered(predictor, [val_set.texts[i] for i in rows], val_set.labels[rows])]
+    for kind in KINDS:
+        for strength in STRENGTHS:
+            some = rng.permutation(rows)[:PART]
+            texts = [perturbed(kind, val_set.texts[i], strength, rng) for i in some]
+            groups.append(answered(predictor, texts, val_set.labels[some]))
+    learned = learn(groups, "conf", ["length", "unknown"])
+    save_ckpt(path, {**held, "reference": {**held["reference"], "expected": learned}})
+
+
+def answered(predictor: Predictor, texts: list[str], labels: Tensor) -> tuple[dict[str, list], list[bool]]:
+    """Features of cleaned texts, and whether each answer was right."""
+    answers = [one for start in range(0, len(texts), 64) for one in predictor.predict_rows(texts[start : start + 64])]
+    right = [answer["pred"] == label for answer, label in zip(answers, labels.tolist(), strict=True)]
+    return predictor.features(texts, answers), right

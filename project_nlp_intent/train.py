@@ -26,7 +26,7 @@ from common.meter import AverageMeter
 from common.run_dir import claim_run_dir, restore
 from common.run_record import record_run
 from common.seed import seed_all
-from project_nlp_intent.calibrate import balance, calibrated, validate
+from project_nlp_intent.calibrate import balance, calibrated, learn_accuracy, validate
 from project_nlp_intent.data import OOS, IntentDataset, balanced_weights, load_splits, make_loader
 from project_nlp_intent.encode import TOKENIZERS, Encoder
 from project_nlp_intent.inference import Predictor
@@ -198,6 +198,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: IntentDataset, val
         opt = {name: part.state_dict() for name, part in state.items() if part is not None} | {"history": history}
         save_ckpt(run_dir / "last.pt", {**ckpt, "opt": opt})
         say(history[-1], epochs)
+    learn_accuracy(run_dir / "best.pt", val_set, device)
     finish(run_dir, history)
     record_run(run_dir, {name: str(part.path) for name, part in sets.items()})
 

@@ -104,7 +104,7 @@ def calibrated(predictor: Predictor, held: dict[str, Tensor], windows: SeriesWin
     }
     every = torch.linspace(0, len(windows) - 1, min(len(windows), MOST_VALUES)).long().numpy()
     filled = [int(np.isnan(windows.y[start : start + windows.win]).any(1).sum()) for start in windows.starts[every]]
-    reference |= make_reference(past_features(predictor, windows[every][0], filled))
+    reference |= make_reference(past_features(predictor, windows[every][0], filled, [False] * len(filled)))
     if one:  # in the units of the data, as /feedback measures it
         _, std = scale_of(predictor.assets["normaliser"], next(iter(predictor.assets["normaliser"]["series"])))
         reference["error"] = ((held["y"] - middle).abs() * torch.from_numpy(std[: predictor.outputs])).nanmean().item()

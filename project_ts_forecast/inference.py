@@ -25,7 +25,7 @@ from project_ts_forecast.decode import Past, ValuesError, read_item
 from project_ts_forecast.faults import clock
 from project_ts_forecast.model import build_model
 from project_ts_forecast.repair import Piece, fill
-from project_ts_forecast.stamps import Step, calendar, write_times
+from project_ts_forecast.stamps import Step, calendar, uneven, write_times
 from project_ts_forecast.watch import past_features
 
 
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     filled: int = 0
     times: list[str] | None = None  # of the h steps
     found: dict | None = None  # what the anomaly detector says of observed rows
+    late: bool = False  # a stamp was not where it belongs
 
 
 class Predictor:
@@ -98,6 +99,7 @@ class Predictor:
         past = read_item(item, self.assets)
         times = None if past.times is None else past.times[-self.win :]
         row = self.row(past.values[-self.win :], times, past.series_id)
+        row = row if times is None else row._replace(late=uneven(self.step, times))
         return row if past.observed is None else row._replace(found=self._observed(past))
 
     def _observed(self, past: Past) -> dict:
@@ -214,7 +216,8 @@ class Predictor:
 
     def features(self, rows: list[Row], answers: list[dict]) -> dict[str, list]:
         """Of rows, for monitoring; see `watch.past_features`."""
-        return past_features(self, torch.from_numpy(np.stack([row.x for row in rows])), [row.filled for row in rows])
+        x = torch.from_numpy(np.stack([row.x for row in rows]))
+        return past_features(self, x, [row.filled for row in rows], [row.late for row in rows])
 
     def predict(self, items: list) -> list[dict]:
         """Pasts → answers in the same order, 256 at a time. Raises ValuesError for the first that cannot be used."""

@@ -31,7 +31,7 @@ from project_ts_forecast.decode import ValuesError
 from project_ts_forecast.faults import clock
 from project_ts_forecast.repair import fill
 from project_ts_forecast.rolled import RolledRadius
-from project_ts_forecast.stamps import parse_times, to_utc
+from project_ts_forecast.stamps import parse_times, to_utc, uneven
 
 FORMAT = 1
 MODELS = 2  # whose intervals a session rolls: the stable one and a candidate
@@ -126,12 +126,14 @@ class Sessions:
                 session = Session(AnomalyDetector(predictor.columns[: predictor.outputs], **settings))
             for name, value in predictor.assets["anomaly"].items():  # of the model served now
                 setattr(session.detector, name, value)
+            late = session.time is not None and uneven(predictor.step, np.array([session.time, time]))
             reading = self._take(session, time, values, predictor)
             self.held[series_id], self.unsaved = session, True
             self.held.move_to_end(series_id)
             while len(self.held) > self.most:
                 self.held.popitem(last=False)
             row, wanted = self._row(session, series_id, predictor)
+            row = row._replace(late=late) if row else row
             return Seen(series_id, text, reading, row, wanted, session, session.row, session.values[-1])
 
     def _take(self, session: Session, time: int, values: list[float], predictor) -> Reading:

@@ -26,6 +26,7 @@ UNITS = {"s": SECOND, "min": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
 OFFSET = re.compile(r"(?<=[0-9])\s?(Z|[+-]\d\d:?\d\d|[+-]\d\d)$")
 PRECISION = {4: "Y", 7: "M", 8: "D", 10: "D", 16: "m", 19: "s", 23: "ms"}  # by the length of an ISO stamp
 EPOCH = datetime(1970, 1, 1)
+LATE = 0.1  # steps that a stamp may lie from where the one before it puts it
 
 
 @dataclass(frozen=True)
@@ -259,3 +260,12 @@ def calendar(times: np.ndarray, step: Step) -> np.ndarray:
     cycles = [(DAY, times / DAY), (7 * DAY, times / (7 * DAY)), (365 * DAY, of_year)]
     waves = [wave(2 * np.pi * (turn % 1)) for length, turn in cycles if 2 * size < length for wave in (np.sin, np.cos)]
     return np.stack(waves, 1).astype(np.float32) if waves else np.empty((len(times), 0), np.float32)
+
+
+def uneven(step: Step, times: np.ndarray) -> bool:
+    """Whether any of the stamps (n,) in µs came more than LATE steps too late or too early after the one before it.
+
+    Steps that were left out are no fault of the stamp that follows.
+    """
+    passed = np.diff(step.index(times, int(times[0])))
+    return bool((np.abs(passed - np.rint(passed)) > LATE).any())

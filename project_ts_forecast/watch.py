@@ -1,6 +1,6 @@
 """What is watched of a series: how well the model foresaw the last row of each past, and what the past looks like.
 
-    features = past_features(predictor, x, filled)      # {"residual": [...], ...}, one value a past
+    features = past_features(predictor, x, filled, late)      # {"residual": [...], ...}, one value a past
 
 No input, no output.
 """
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 
-def past_features(predictor: object, x: Tensor, filled: list[int]) -> dict[str, list]:
-    """Pasts (B, win, C + F), scaled, and how many of their rows had to be filled → six features.
+def past_features(predictor: object, x: Tensor, filled: list[int], late: list[bool]) -> dict[str, list]:
+    """Pasts (B, win, C + F), scaled, how many rows of each were filled, and which had late stamps → seven features.
 
     The last row of a past was still to come for the row before it, so each request also tells how right the model was,
     without a label. residual: what came minus the forecast of it one step before, in units of volatility. size: its
     absolute value, which shows a wider spread. covered: "yes" or "no", whether the interval held it. level: the last
-    value. spread: log10 of the past's standard deviation. missing: "yes" or "no". All of the first output.
+    value. spread: log10 of the past's standard deviation. missing, late: "yes" or "no", whether
+    rows were filled, and whether stamps came off the step. All of the first output.
     """
     before = torch.cat([x[:, :1], x[:, :-1]], 1)
     bands = predictor.quantiles(before)[:, 0, 0].double()  # (B, levels), one step ahead
@@ -32,4 +33,5 @@ def past_features(predictor: object, x: Tensor, filled: list[int]) -> dict[str, 
         "level": came.tolist(),
         "spread": (x[:, :, 0].double().std(1).cpu() + 1e-8).log10().tolist(),
         "missing": ["yes" if count else "no" for count in filled],
+        "late": ["yes" if one else "no" for one in late],
     }

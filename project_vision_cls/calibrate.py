@@ -2,6 +2,7 @@
 
 scores, logits = validate(predictor, val_set, bs=128)
 ckpt |= calibrated(predictor, val_set, logits)          # assets with the temperature, reference, golden
+learn_accuracy(run_dir / "best.pt", val_set, device)    # once, at the end
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from common.amp_ckpt import load_ckpt, save_ckpt
+from common.expected import FEWEST, MOST, PART, STRENGTHS, learn
 from common.meter import nll, temperature
 from common.reference import MOST_POINTS, MOST_VALUES, make_reference
 from project_vision_cls.data import ImageFolder, make_loader
 from project_vision_cls.inference import Predictor
+from project_vision_cls.perturb import KINDS, perturbed
 from project_vision_cls.watch import photo_features
 
 
@@ -65,3 +68,31 @@ def mirror_best(path: Path, val_set: ImageFolder, bs: int, device: torch.device)
     scores, logits = validate(predictor, val_set, bs)
     save_ckpt(path, {**held, **calibrated(predictor, val_set, logits), "metrics": scores})
     print(f"with mirrored photos: val_loss {scores['val_loss']:.3f}  val_acc {scores['val_acc']:.2%}")
+
+
+def learn_accuracy(path: Path, val_set: ImageFolder, device: torch.device) -> None:
+    """Put into the reference of best.pt what tells its accuracy without labels, from damaged validation photos.
+
+    Costs at most 3,400 predictions; with fewer than FEWEST photos there is nothing to learn from.
+    """
+    held, predictor = load_ckpt(path, project="vision"), Predictor.load(path, device)
+    rows = np.flatnonzero(val_set.labels >= 0)
+    if len(rows) < FEWEST:
+        return
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]
+    generator = torch.Generator().manual_seed(0)
+    groups = [answered(predictor, *val_set[rows.tolist()])]
+    for kind in KINDS:
+        for strength in STRENGTHS:
+            some = rows[torch.randperm(len(rows), generator=generator)[:PART].numpy()]
+            pixels, labels = val_set[some.tolist()]
+            groups.append(answered(predictor, perturbed(kind, pixels, strength, generator), labels))
+    learned = learn(groups, "prob", ["brightness", "contrast", "sharpness"])
+    save_ckpt(path, {**held, "reference": {**held["reference"], "expected": learned}})
+
+
+def answered(predictor: Predictor, pixels: Tensor, labels: Tensor) -> tuple[dict[str, list], list[bool]]:
+    """Features of photos (B, S, S, 3), and whether each answer was right."""
+    answers = [one for part in pixels.split(64) for one in predictor.predict_rows(list(part.numpy()))]
+    features = photo_features(pixels.numpy(), [(1, 1)] * len(answers), answers)
+    return features, [answer["pred"] == label for answer, label in zip(answers, labels.tolist(), strict=True)]

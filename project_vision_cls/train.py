@@ -27,7 +27,7 @@ from common.run_dir import claim_run_dir, restore
 from common.run_record import record_run
 from common.seed import seed_all
 from project_vision_cls.augment import augmented
-from project_vision_cls.calibrate import calibrated, mirror_best, validate
+from project_vision_cls.calibrate import calibrated, learn_accuracy, mirror_best, validate
 from project_vision_cls.data import ImageFolder, balanced_weights, channel_stats, load_splits, make_loader
 from project_vision_cls.inference import Predictor
 from project_vision_cls.manifest import make_manifest, tell, write_manifest
@@ -190,6 +190,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: ImageFolder, val_s
         say(history[-1], epochs)
     if args.mirror:
         mirror_best(run_dir / "best.pt", val_set, args.bs, device)
+    learn_accuracy(run_dir / "best.pt", val_set, device)
     finish(run_dir, history)
 
 

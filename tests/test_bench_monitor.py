@@ -27,7 +27,8 @@ def test_the_cost_of_monitoring_in_a_toy(intent_run, tmp_path, capsys):
         on, off = figures[what]["on"], figures[what]["off"]
         assert min(on, off) > 0
         assert figures[cost] == pytest.approx((off / on if what == "rps" else on / off) - 1)  # of one round
-    assert figures["webhook_p99_ratio"] == pytest.approx(figures["p99_ms_hung"] / figures["p99_ms_none"])
+    for name in ("dead", "hung"):  # of one round
+        assert figures[f"webhook_p99_ratio_{name}"] == pytest.approx(figures[f"p99_ms_{name}"] / figures["p99_ms_none"])
     assert {"memory_mb", "memory_growth_mb"} <= figures.keys()
 
 
@@ -40,7 +41,8 @@ def test_expected_accuracy_in_a_toy(colour_run, colour_photos, intent_run, inten
         for one in part.values():
             assert one["gap"] == pytest.approx(one["expected"] - one["true"], abs=0.02)
     assert set(figures["accuracy"]["texts"]) == {"clean", "typos"}
-    assert len(figures["accuracy"]["photos"]) == 10
+    assert len(figures["accuracy"]["photos"]) == 1 + 3 * 9
+    assert figures["accuracy_gap_damaged"] >= abs(figures["accuracy"]["photos"]["contrast"]["gap"])
 
 
 def test_a_run_with_drift_all_the_time_is_an_alarm(monkeypatch):

@@ -79,7 +79,7 @@ def test_it_says_what_is_missing_then_shows_drift_and_the_alarm(page, url, folde
     answer = ask(url, "/predict", {"text": "hello"})
     ask(url, "/feedback", {"req_id": answer["req_id"], "label": "calm"})
     page.wait("document.querySelector('#right').textContent.includes('1 joined')")
-    assert "accuracy, expected from confidences" in text_of(page, "#right")
+    assert "accuracy, expected without labels" in text_of(page, "#right")
 
     for seed in range(10, 13):
         if ask(url, "/alerts")["firing"]:

@@ -57,6 +57,22 @@ def test_rules_and_dashboard_ask_for_metrics_that_exist():
     assert len(set(places)) == len(places)
 
 
+def test_the_dashboard_asks_what_prometheus_can_parse(tmp_path):
+    board = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    asked = [target["expr"].replace("$instance", ".*") for panel in panels for target in panel["targets"]]
+    rules = "".join(f"    - {{record: 'asked:{i}', expr: {json.dumps(asks)}}}\n" for i, asks in enumerate(asked))
+    (tmp_path / "rules.yml").write_text(f"groups:\n- name: dashboard\n  rules:\n{rules}")
+    words = ["promtool", "check", "rules", str(tmp_path / "rules.yml")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["type"] in ("timeseries", "table"), panel
+        assert all(panel[key] for key in ("title", "datasource")), panel
+
+
 class Prometheus:
     """The real one, with the rules of the repository at a hundredth of their times."""
 

@@ -155,7 +155,7 @@ def test_the_real_alertmanager_takes_an_alarm_and_its_end(alertmanager):
     wait_until(alertmanager.alerts, "the alarm is there")
     (found,) = alertmanager.alerts()
     assert found["labels"] == {"alertname": "drift_size", "severity": "warning", **LABELS}
-    assert found["annotations"]["summary"] == "drift_size is 0.3, wanted not >= 0.1"
+    assert found["annotations"]["summary"] == "drift_size is 0.3 (alarm when >= 0.1): ks 0.3"
     assert (found["annotations"]["runbook"], found["annotations"]["what"]) == ("Look.", "ks 0.3")
     assert found["status"]["state"] in ("active", "unprocessed")
     sink.put([{**EVENT, "state": "resolved", "since": now, "at": time.time()}])

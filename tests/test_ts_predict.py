@@ -20,6 +20,7 @@ from project_ts_forecast.decode import ValuesError
 from project_ts_forecast.inference import Predictor
 from project_ts_forecast.read import find_layout
 from project_ts_forecast.repair import Rules
+from project_ts_forecast.sessions import Sessions
 from tests.conftest import python, wave, write_series
 from tests.tiny_models import served
 
@@ -172,3 +173,26 @@ def test_threads_and_their_order_change_nothing(wave_csv, predictor, tmp_path):
     for one, other in zip(*found, strict=True):
         assert [one[key] for key in ("origin", "step")] == [other[key] for key in ("origin", "step")]
         assert float(one["pred"]) == pytest.approx(float(other["pred"]), rel=1e-5)
+
+
+def test_monitoring_sees_stamps_that_come_late(wave_csv, predictor):
+    rows = rows_of(wave_csv)[-48:]
+    values, hours = [float(row["load"]) for row in rows], np.arange(48)
+    assert predictor.reference["features"]["late"]["counts"].keys() == {"no"}
+    found = {}
+    for minutes in (0, 3, 15):
+        times = [f"2024-03-{1 + hour // 24:02d}T{hour % 24:02d}:{minutes * (hour == 40):02d}" for hour in hours]
+        row = predictor.decode({"values": values, "times": times})
+        found[minutes] = predictor.features([row], [])["late"]
+    assert found == {0: ["no"], 3: ["no"], 15: ["yes"]}  # a tenth of a step is six minutes
+    assert predictor.features([predictor.decode(values)], [])["late"] == ["no"]
+
+
+def test_monitoring_sees_a_row_that_was_observed_late(wave_csv, predictor):
+    sessions, rows = Sessions(), rows_of(wave_csv)[-50:]
+    late = []
+    for hour, row in enumerate(rows):
+        stamp = f"2024-03-{1 + hour // 24:02d}T{hour % 24:02d}:{12 * (hour == 49):02d}"
+        seen = sessions.observe(predictor, {"series_id": "a", "time": stamp, "value": float(row["load"])})
+        late.append(seen.row.late if seen.row else None)
+    assert late[-3:] == [False, False, True]

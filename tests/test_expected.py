@@ -1,0 +1,72 @@
+"""What is learned of accuracy without labels, and the damage that it is learned from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.expected import expect, learn
+from common.monitor import expected_accuracy
+from project_nlp_intent import perturb as texts
+from project_vision_cls import perturb as photos
+
+
+def group(noise: float, n: int, seed: int, reach: float = 1.0) -> tuple[dict, np.ndarray]:
+    """A model that stays as sure as ever while `noise`, which shows in a feature, makes it wrong."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.beta(8, 1.5, n)
+    right = rng.random(n) < confidence * np.exp(-reach * noise)
+    return {"prob": confidence.tolist(), "sharp": (rng.normal(0, 1, n) + 10 * noise).tolist()}, right
+
+
+def test_it_knows_of_damage_that_confidence_does_not():
+    plain = group(0.0, 500, 0)
+    damaged = [group(noise, 64, seed) for seed, noise in enumerate([0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 3.0] * 3, 1)]
+    learned = learn([plain, *damaged], "prob", ["sharp"])
+    reference = {"accuracy": float(plain[1].mean()), "expected": learned}
+    for noise in (0.0, 0.15, 0.4):
+        features, right = group(noise, 20_000, 99)
+        found = expected_accuracy(reference, features)
+        assert found["value"] == pytest.approx(right.mean(), abs=0.08)
+        assert found["drop"] == pytest.approx(reference["accuracy"] - found["value"])
+    assert expected_accuracy({**reference, "expected": None}, features)["value"] - right.mean() > 0.2
+    same = expect(learned, plain[0])  # where nothing drifted the calibrated confidence has the word
+    assert same == pytest.approx(np.mean(plain[0]["prob"]), abs=1e-9)
+    assert 0 <= expect(learned, {"prob": [0.9], "sharp": [1e6]}) <= 1
+    unmeasured = {**plain[0], "sharp": [float("nan")] * 500}
+    assert expect(learned, unmeasured) == pytest.approx(same, abs=0.05)
+
+
+def test_nothing_is_learned_from_too_little():
+    features, right = group(0.0, 49, 0)
+    assert learn([(features, right)], "prob", ["sharp"]) is None
+    features, right = group(0.0, 60, 0)
+    assert learn([(features, np.ones(60, bool))], "prob", ["sharp"]) is None
+    assert learn([(features, right)], "prob", ["sharp"]) is not None
+
+
+@pytest.mark.parametrize("kind", photos.KINDS)
+def test_photos_are_damaged_more_the_stronger(kind):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 31, 45, 3), dtype=torch.uint8, generator=generator)
+    changes = []
+    for strength in (0.35, 1.0):
+        worse = photos.perturbed(kind, pixels, strength, torch.Generator().manual_seed(1))
+        assert worse.dtype == torch.uint8
+        assert worse.shape == pixels.shape
+        changes.append((worse.double() - pixels.double()).abs().mean().item())
+    assert changes[0] > 0
+    assert changes[0] < changes[1] or kind == "motion"  # one step of reach is the least there is
+
+
+def test_texts_are_damaged_word_by_word():
+    text, rng = "where is my order number seven", np.random.default_rng(0)
+    found = {kind: texts.perturbed(kind, text, 1.0, rng) for kind in texts.KINDS}
+    assert found["lost"] == text  # nothing would be left
+    assert found["joined"] == text.replace(" ", "")
+    assert found["foreign"] == "erehw si ym redro rebmun neves"
+    assert sorted(found["shuffled"]) == sorted(text)
+    assert found["shuffled"] != text
+    assert [texts.perturbed(kind, text, 0.0, rng) for kind in texts.KINDS] == [text] * 4
+    assert set(texts.perturbed("lost", text, 0.5, rng).split()) < set(text.split())
