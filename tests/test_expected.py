@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,9 @@ from common.expected import expect, learn
 from common.monitor import expected_accuracy
 from project_nlp_intent import perturb as texts
 from project_vision_cls import perturb as photos
+from project_vision_cls.calibrate import answered, learn_accuracy
+from project_vision_cls.data import ImageFolder
+from project_vision_cls.inference import Predictor
 
 
 def group(noise: float, n: int, seed: int, reach: float = 1.0) -> tuple[dict, np.ndarray]:
@@ -44,6 +49,28 @@ def test_nothing_is_learned_from_too_little():
     features, right = group(0.0, 60, 0)
     assert learn([(features, np.ones(60, bool))], "prob", ["sharp"]) is None
     assert learn([(features, right)], "prob", ["sharp"]) is not None
+
+
+def test_a_vision_checkpoint_learns_it_once(colour_run, colour_photos, tmp_path):
+    path = shutil.copy(colour_run / "best.pt", tmp_path / "best.pt")
+    before = Predictor.load(path)
+    val_set = ImageFolder(colour_photos / "train", img_size=before.img_size, cache_dir=tmp_path / "cache")
+    val_set.labels[::5] = (val_set.labels[::5] + 1) % len(before.classes)  # four of five answers are right at best
+    learn_accuracy(path, val_set, torch.device("cpu"))
+    after = Predictor.load(path)
+    after.check_golden()
+    features, right = answered(after, *val_set[list(range(len(val_set)))])
+    assert expect(after.reference["expected"], features) == pytest.approx(np.mean(features["prob"]), abs=0.01)
+    noisy, right = answered(
+        after,
+        photos.perturbed("uniform", val_set[list(range(len(val_set)))][0], 1.0, torch.Generator()),
+        val_set.labels,
+    )
+    assert len(right) == len(val_set)
+    assert 0 <= expected_accuracy(after.reference, noisy)["value"] <= 1
+    few = ImageFolder(colour_photos / "test", img_size=before.img_size, cache_dir=tmp_path / "cache")
+    learn_accuracy(shutil.copy(colour_run / "best.pt", tmp_path / "few.pt"), few, torch.device("cpu"))
+    assert "expected" not in Predictor.load(tmp_path / "few.pt").reference
 
 
 @pytest.mark.parametrize("kind", photos.KINDS)
