@@ -10,9 +10,9 @@ twin of the request; the request itself keeps its place in stable's queue. If th
 longer than --canary_patience_ms, stable answers. Every outcome is reported to the rollout (common.rollout_control),
 which says what part of the requests the candidate gets; everything here runs on the event loop.
 
-An arm is chosen by a hash of X-Canary-Key, else of the request's id: retries stick. A key seen lately is no new
-evidence.
-In --shadow, and for as many of stable's requests as the candidate gets (5 % at most), the twin answers nobody.
+An arm is chosen by a hash of X-Canary-Key, else of the request's id: retries stick. A key seen lately is no evidence.
+In --shadow, and for as many of stable's requests as the candidate gets (5 % at most), the twin answers nobody, and
+begins when stable has answered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -151,12 +152,13 @@ class Canary:
                 job.canary_fault = "hung"
                 self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
             return False
-        until = job.accepted_at + self._patience(job)
+        until = job.accepted_at + self._patience(job) if answers else math.inf
         twin = Prediction(job.connection, job.protocol, self.predictor, job.body, until)
         twin.twin, job.twin, twin.arm = job, twin, "canary" if answers else "shadow"
         (twin if at < share else job).share = counted
         self.waiting.add(twin)
-        self.decoders.put(twin)
+        if answers:  # else `answered` does it: stable goes first
+            self.decoders.put(twin)
         return answers
 
     def _patience(self, job: Prediction) -> float:
@@ -206,8 +208,9 @@ class Canary:
             fault, now = kind(job, error), time.monotonic()
             slow = now - job.accepted_at > self._patience(job)
             self._record(job, "hung" if slow and fault == "" else fault, now)
-            if job.twin and job.twin.arm == "shadow":
-                self._compare(job, job.twin, fault)
+        if job.twin in self.waiting and job.twin.arm == "shadow":
+            job.twin.accepted_at, job.twin.deadline = time.monotonic(), time.monotonic() + self.patience_s
+            self.decoders.put(job.twin)
         if job.share and error is None and isinstance(job.results[0], dict):
             self.answers[job.connection.req_id] = (job.arm == "canary", job.share, kept(job.results[0]))
             if len(self.answers) > REMEMBERED:
@@ -217,12 +220,13 @@ class Canary:
     def left(self, job: Job) -> None:
         """Its client hung up; on both arms that is an answer which took at least so long."""
         if isinstance(job, Prediction) and job.arm:
-            dealt = job.twin if job.twin in self.waiting and job.twin.arm == "canary" else None
-            if dealt:
-                self.waiting.discard(dealt)
-                dealt.abandoned = True
-                self.server.batcher.release(job.places)
-            self._record(dealt or job, "", time.monotonic())
+            twin = job.twin if job.twin in self.waiting else None
+            if twin:
+                self.waiting.discard(twin)
+                twin.abandoned = True
+                # what stands by has not begun, and holds one place: stable for a canary, else the shadow
+                (self.server if twin.arm == "canary" else self).batcher.release(1)
+            self._record(twin if twin and twin.arm == "canary" else job, "", time.monotonic())
 
     def _record(self, job: Prediction, fault: str | None, now: float) -> None:
         arm, seconds = job.arm, now - job.accepted_at
@@ -234,7 +238,7 @@ class Canary:
             self.report["outcomes"][str(job.share)].append(outcome)
 
     def _compare(self, job: Prediction, twin: Prediction, fault: str | None) -> None:
-        """Whichever of the two came last."""
+        """The shadow came last."""
         if fault == "" and job.ended_at and twin.ended_at and not bad(job) and not bad(twin):
             pairs = zip(job.results, twin.results, strict=True)
             self.report["pairs"].append(any(differ(*pair) for pair in pairs))
