@@ -24,6 +24,7 @@ from project_nlp_intent.text import script, words
 PAD, UNKNOWN = 0, 1
 TOKENIZERS = ("auto", "word", "bpe", "char")
 LETTERWISE = ("hangul", "cjk", "hiragana", "katakana", "thai")  # endings make ever new words, or no blanks part them
+EDGES = 8  # letters (jamo, of Hangul) with which their texts begin and end that count: there the mood of a verb stands
 CHARS = 4  # letters that count as a token of max_len
 BLIND = 0.2  # the share that a mistyped or inflected word of the train set still has, and mere noise has not
 WORD_LETTERS = 16  # a text is cut at max_len times so many letters, whatever its words: one may be a megabyte long
@@ -105,7 +106,7 @@ class Encoder:
         self.bpe = Bpe(assets["merges"]) if self.tokenizer == "bpe" else None
         held = assets["ngrams"]
         keys, idf = held["keys"].cpu().numpy().view(np.uint64), held["idf"].cpu().numpy()
-        self.ngrams = Ngrams(keys, idf, held["letters"], held["words"])
+        self.ngrams = Ngrams(keys, idf, held["letters"], held["words"], held.get("edges", 0))
 
     @property
     def vocab_size(self) -> int:
@@ -122,12 +123,15 @@ class Encoder:
         letters: tuple[int, int] = (2, 5),
         word_runs: int = 2,
         max_ngrams: int = 200_000,
+        edges: int = 0,
     ) -> Encoder:
         """Learn the vocabulary and the n-grams from cleaned texts. Raises ValueError for another tokenizer.
 
-        tokenizer "auto": the one that `suits` the texts.
+        tokenizer "auto": the one that `suits` the texts. edges 0: EDGES for texts which "char" suits, else none.
         """
-        tokenizer = suits(texts) if tokenizer == "auto" else tokenizer
+        suited = suits(texts)
+        tokenizer = suited if tokenizer == "auto" else tokenizer
+        edges = edges or (EDGES if suited == "char" else 1)
         vocab, merges = build_vocab(texts, max_vocab), []
         known = sorted(build_vocab(texts, max_vocab, min_count=1).keys() - {"<pad>", "<unk>"})
         if tokenizer == "bpe":
@@ -137,7 +141,7 @@ class Encoder:
         elif tokenizer != "word":
             raise ValueError(f"tokenizer is {tokenizer!r}, wanted 'word', 'bpe' or 'char'")
         lines = [" ".join(words(text)[:max_len]) for text in texts]
-        ngrams = Ngrams.fit(lines, letters, word_runs, max_ngrams)
+        ngrams = Ngrams.fit(lines, letters, word_runs, max_ngrams, edges=edges)
         assets = {"tokenizer": tokenizer, "max_len": max_len, "words": known, "vocab": list(vocab), "merges": merges}
         return cls(assets | {"ngrams": ngrams.state()})
 

@@ -1,6 +1,6 @@
 """Texts → weighted n-grams of letters and words, so that typos, endings and unseen words are not lost.
 
-    ngrams = Ngrams.fit(texts, letters=(2, 5), words=2, most=100_000)
+    ngrams = Ngrams.fit(texts, letters=(2, 5), words=2, most=100_000, edges=8)
     ids, weights, counts, totals = ngrams.encode(texts)   # for nn.EmbeddingBag(len(ngrams), ...), mode "sum"
 
 A batch is encoded at once: its texts lie in one array of letters, an n-gram is a window (start, end) of it, and its
@@ -31,23 +31,26 @@ class Ngrams:
 
     letters: shortest and longest n-gram of letters. Hangul is taken apart into its letters (jamo), so that endings and
     slips of a finger change a few n-grams and not all. An n-gram stays within a word and its blanks, but for Hangul,
-    where people put blanks as they like. words: longest run of words.
+    where people put blanks as they like. words: longest run of words. edges: the first and the last letters of a text,
+    two to this many, blanks among them, are n-grams of their own.
     """
 
-    def __init__(self, keys: np.ndarray, idf: np.ndarray, letters: tuple[int, int], words: int):
+    def __init__(self, keys: np.ndarray, idf: np.ndarray, letters: tuple[int, int], words: int, edges: int = 0):
         self.keys, self.idf = keys.astype(np.uint64), idf.astype(np.float32)
-        self.letters, self.words = tuple(letters), words
+        self.letters, self.words, self.edges = tuple(letters), words, edges
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @classmethod
-    def fit(cls, texts: list[str], letters: tuple[int, int], words: int, most: int, min_texts: int = 2) -> Ngrams:
+    def fit(
+        cls, texts: list[str], letters: tuple[int, int], words: int, most: int, min_texts: int = 2, edges: int = 0
+    ) -> Ngrams:
         """Those in `min_texts` texts or more, the `most` frequent ones where there are more.
 
         idf = ln((1 + n) / (1 + texts with it)) + 1 over n texts, as in scikit-learn.
         """
-        empty = cls(np.zeros(0), np.zeros(0), letters, words)
+        empty = cls(np.zeros(0), np.zeros(0), letters, words, edges)
         once = []  # each n-gram of a text, once
         for i in range(0, len(texts), BLOCK):
             hashes, rows = empty._hashes(texts[i : i + BLOCK])
@@ -60,12 +63,12 @@ class Ngrams:
         if len(keys) > most:
             kept = np.sort(np.argsort(-counts, kind="stable")[:most])
             keys, counts = keys[kept], counts[kept]
-        return cls(keys, np.log((1 + len(texts)) / (1 + counts)) + 1, letters, words)
+        return cls(keys, np.log((1 + len(texts)) / (1 + counts)) + 1, letters, words, edges)
 
     def state(self) -> dict:
         """Plain values and tensors; the hashes as int64, which they are to the bit."""
         keys, idf = torch.from_numpy(self.keys.view(np.int64).copy()), torch.from_numpy(self.idf.copy())
-        return {"keys": keys, "idf": idf, "letters": list(self.letters), "words": self.words}
+        return {"keys": keys, "idf": idf, "letters": list(self.letters), "words": self.words, "edges": self.edges}
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Known n-grams (N,) of texts, text by text, and their weights (N,); how many each text has, known and in all.
@@ -94,13 +97,14 @@ class Ngrams:
 
     def _hashes(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Hash and text of every n-gram, known or not; equal n-grams of a text come as often as it has them."""
-        line = "\n".join(f" {text} " for text in texts)  # no such text holds a line break
+        line = "".join(f"\n {text} " for text in texts) + "\n"  # no such text holds a line break
         line = HANGUL.sub(lambda syllables: unicodedata.normalize("NFD", syllables[0]), line)
         codes = np.frombuffer(line.encode("utf-32-le", "replace"), np.uint32)
-        start, end = (np.concatenate(part) for part in zip(*self._letters(codes), *self._words(codes), strict=True))
+        windows = [*self._letters(codes), *self._words(codes), *self._edges(codes)]
+        start, end = (np.concatenate(part) for part in zip(*windows, strict=True))
         sums = _sums((codes + np.uint64(1)) * _powers(BASE, len(codes)))  # + 1: no letter is worth nothing
         hashes = (sums[end] - sums[start]) * _powers(INVERSE, len(codes))[start]
-        row = _sums(codes == BREAK)[start].astype(np.int64)
+        row = _sums(codes == BREAK)[start + 1].astype(np.int64) - 1
         return hashes, row
 
     def _letters(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -122,6 +126,15 @@ class Ngrams:
         for n in range(1, self.words + 1):
             within = row[n:] == row[:-n]
             yield blank[:-n][within], blank[n:][within] + 1
+
+    def _edges(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Windows of the first n letters of a text with the break before them, and of the last n with that behind."""
+        breaks = np.flatnonzero(codes == BREAK)
+        before, behind = breaks[:-1], breaks[1:]
+        for n in range(2, self.edges + 1):
+            fits = behind - before > n
+            yield before[fits], before[fits] + n + 1
+            yield behind[fits] - n, behind[fits] + 1
 
 
 def _powers(base: int, n: int) -> np.ndarray:

@@ -35,10 +35,11 @@ from project_nlp_intent.model import ARCHS, build_model
 
 PRESETS = {
     "quick": {},  # the flags' own defaults
-    "accurate": {"epochs": 0, "patience": 0},
+    "accurate": {"epochs": 0, "lr": 0.0, "patience": 0},
 }
 EMBEDDED = 13_000_000  # weights of n-gram embeddings for `--hidden 0`: their optimiser takes a quarter of a step
-TEXTS_SEEN = 180_000  # by `--epochs 0`, within 5 to 30 epochs
+TEXTS_SEEN = 180_000  # by `--epochs 0`, within 8 to 30 epochs
+MANY, LR, LR_MANY = 30_000, 2e-3, 4e-3  # `--lr 0` takes larger steps where there are many texts
 toggle = argparse.BooleanOptionalAction
 whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 NOT_CONFIG = {"resume", "device", "run_dir", "preset"}  # may differ when a run goes on
@@ -96,6 +97,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     look("--max_vocab", type=number(int, 258), default=30000, help="most tokens")
     look("--letters", type=number(int, 2, 9), default=5, help="longest n-gram of letters")
     look("--word_runs", type=number(int, 0, 5), default=2, help="longest n-gram of words")
+    look(
+        "--edges",
+        type=count,
+        default=0,
+        help="longest beginning and end of a text that are n-grams of their own, in letters; 1: none; 0: 8 for Korean "
+        "and the like, else none",
+    )
     look("--max_ngrams", type=whole, default=200000, help="most n-grams; the frequent ones are kept")
     look("--gram_drop", type=number(float, 0, 0.95), default=0.4, help="share of n-grams left out in a training step")
     look(
@@ -112,9 +120,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     net("--channels", type=whole, default=256, help="of each convolution")
     net("--hidden", type=count, default=0, help="size of n-gram embeddings; 0: 32 to 256, the fewer the more n-grams")
     net("--dropout", type=number(float, 0, 0.95), default=0.5, help="before each net's last layer")
-    net("--epochs", type=count, default=10, help=f"passes over the train set; 0: 5 to 30, for {TEXTS_SEEN} texts")
+    net("--epochs", type=count, default=10, help=f"passes over the train set; 0: 8 to 30, for {TEXTS_SEEN} texts")
     net("--bs", type=number(int, 2), default=256, help="texts per step; fewer where an epoch would have under 20 steps")
-    net("--lr", type=number(float, 1e-9), default=2e-3, help="peak learning rate")
+    net("--lr", type=some, default=LR, help=f"peak learning rate; 0: {LR}, or {LR_MANY} from {MANY} texts on")
     net("--warmup", type=share, default=0.1, help="share of the steps over which the rate rises; then it falls to 0")
     net("--weight_decay", type=some, default=0.0, help="decoupled weight decay, times the learning rate")
     net("--label_smoothing", type=share, default=0.1, help="share of the target spread over all classes")
@@ -138,13 +146,11 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: IntentDataset, val
         part.encode(encoder)
     config, assets = describe(args, train_set, val_set, encoder)
     base = {"project": "nlp", "config": config, "provenance": provenance(args.seed, manifest["data_version"])}
-    epochs, bs = config["epochs"], config["bs"]
+    epochs, bs, lr = config["epochs"], config["bs"], config["lr"]
 
     seed_all(args.seed, args.deterministic)
     model = build_model(config, len(train_set.classes), encoder).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True)
     scaler = AmpScaler(device, args.amp, args.cpu_bf16, args.clip)
     ema = EMA(model, args.ema_decay) if args.ema else None
     stopper = EarlyStopper(args.patience, mode="max")
@@ -165,7 +171,7 @@ def train(args: argparse.Namespace, run_dir: Path, train_set: IntentDataset, val
         for i, (inputs, labels) in enumerate(loader):
             step = epoch * len(loader) + i
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * rate(step, epochs * len(loader), args.warmup)
+                group["lr"] = lr * rate(step, epochs * len(loader), args.warmup)
             inputs, labels = {name: part.to(device) for name, part in inputs.items()}, labels.to(device)
             with scaler.autocast():
                 branches = model.branches(inputs)
@@ -213,7 +219,7 @@ def load_data(args: argparse.Namespace) -> tuple[IntentDataset, IntentDataset]:
 
 def fit_encoder(args: argparse.Namespace, train_set: IntentDataset) -> Encoder:
     """Vocabulary and n-grams of the train texts."""
-    sizes = {"letters": (2, args.letters), "word_runs": args.word_runs}
+    sizes = {"letters": (2, args.letters), "word_runs": args.word_runs, "edges": args.edges}
     return Encoder.fit(
         train_set.texts, args.tokenizer, args.max_len, args.max_vocab, max_ngrams=args.max_ngrams, **sizes
     )
@@ -224,7 +230,8 @@ def describe(
 ) -> tuple[dict, dict]:
     """The config (flags with what was worked out for them) and the assets that a checkpoint carries."""
     n = len(train_set)
-    found = {"epochs": args.epochs or min(max(round(TEXTS_SEEN / n), 5), 30), "bs": min(args.bs, max(2, n // 20))}
+    found = {"lr": args.lr or (LR if n < MANY else LR_MANY)}
+    found |= {"epochs": args.epochs or min(max(round(TEXTS_SEEN / n), 8), 30), "bs": min(args.bs, max(2, n // 20))}
     found |= {"val_jsonl": str(val_set.path), "held_out": val_set.path == train_set.path}  # data_texts.csv says which
     found["hidden"] = args.hidden or min(max(EMBEDDED // max(1, len(encoder.ngrams)), 32), 256)
     config = plain({name: value for name, value in vars(args).items() if name not in NOT_CONFIG} | found)

@@ -132,7 +132,7 @@ def jamo(text: str) -> str:
     return "".join(unicodedata.normalize("NFD", c) if "가" <= c <= "힣" else c for c in text)
 
 
-def plain_ngrams(text: str, letters: tuple[int, int], runs: int) -> list[str]:
+def plain_ngrams(text: str, letters: tuple[int, int], runs: int, edges: int) -> list[str]:
     """What Ngrams hashes, found one by one."""
     found = []
     padded = jamo(f" {text} ")
@@ -144,13 +144,15 @@ def plain_ngrams(text: str, letters: tuple[int, int], runs: int) -> list[str]:
     parts = jamo(text).split(" ")
     for n in range(1, runs + 1):
         found += [f" {' '.join(parts[i : i + n])} " for i in range(len(parts) - n + 1)]
+    for n in range(2, min(edges, len(padded)) + 1):
+        found += [f"\n{padded[:n]}", f"{padded[-n:]}\n"]
     return found
 
 
 def test_ngrams_are_those_found_one_by_one():
     lines = [" ".join(words(text)) for text in SENTENCES]
-    ngrams = Ngrams.fit(lines, (2, 4), 2, most=100_000)
-    by_text = [set(plain_ngrams(line, (2, 4), 2)) for line in lines]
+    ngrams = Ngrams.fit(lines, (2, 4), 2, most=100_000, edges=7)
+    by_text = [set(plain_ngrams(line, (2, 4), 2, 7)) for line in lines]
     counts: dict[str, int] = {}
     for found in by_text:
         for gram in found:
@@ -158,18 +160,18 @@ def test_ngrams_are_those_found_one_by_one():
     kept = {gram for gram, n in counts.items() if n >= 2}
     assert len(ngrams) == len(kept)
     ids, weights, sizes, totals = ngrams.encode(lines)
-    assert totals.tolist() == [len(plain_ngrams(line, (2, 4), 2)) for line in lines]
-    wanted = [sum(gram in kept for gram in plain_ngrams(line, (2, 4), 2)) for line in lines]
+    assert totals.tolist() == [len(plain_ngrams(line, (2, 4), 2, 7)) for line in lines]
+    wanted = [sum(gram in kept for gram in plain_ngrams(line, (2, 4), 2, 7)) for line in lines]
     assert sizes.tolist() == wanted
     idf = {gram: np.log((1 + len(lines)) / (1 + counts[gram])) + 1 for gram in kept}
-    first = np.array(sorted(idf[gram] for gram in plain_ngrams(lines[0], (2, 4), 2) if gram in kept))
+    first = np.array(sorted(idf[gram] for gram in plain_ngrams(lines[0], (2, 4), 2, 7) if gram in kept))
     assert np.sort(weights[: sizes[0]]) == pytest.approx(first / np.sqrt((first**2).sum()), rel=1e-5)
     assert ids.max() < len(ngrams)
 
 
 def test_ngrams_of_a_text_do_not_depend_on_its_neighbours():
     lines = [" ".join(words(text)) for text in SENTENCES]
-    ngrams = Ngrams.fit(lines, (2, 5), 2, most=2000)
+    ngrams = Ngrams.fit(lines, (2, 5), 2, most=2000, edges=8)
     assert len(ngrams) == 2000
     together = ngrams.encode(lines[:50])
     starts = np.concatenate([[0], together[2].cumsum()])

@@ -129,7 +129,7 @@ def test_without_a_validation_file_a_split_is_made_and_stored(intent_texts, tmp_
     ("flags", "words"),
     [
         (["--num_classes", "7"], "--num_classes 7: "),
-        (["--lr", "0"], "--lr: 0: wanted 1e-09 or more"),
+        (["--lr", "-1"], "--lr: -1: wanted 0 or more"),
         (["--bs", "1"], "--bs: 1: wanted 2 or more"),
         (["--arch", "bert"], "--arch"),
         (["--val_jsonl", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
