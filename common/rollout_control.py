@@ -42,6 +42,9 @@ class Control:
         models = {arm: _sha256(file) for arm, file in files.items()}
         path = args.rollout_state or Path(files["stable"]).with_name("rollout.json")
         self.rollout = Rollout(path, models, plan)
+        if models["stable"] == models["candidate"] and not self.rollout.ended:
+            # the command of a service, started anew after its candidate became vision@production
+            self.rollout.order("promote", "the candidate is what is served already")
         if self.rollout.status not in RUNNING:
             log.warning("%s: this candidate was %s before: %s", path, self.rollout.status, self.rollout.why)
         self.candidate = files["candidate"]

@@ -11,8 +11,9 @@ import pytest
 from common.cli import UserError
 from common.judge import ALPHA, FIRST, Columns, Judge, Outcome
 from common.rollout import Plan, Rollout
-from common.rollout_control import stage_list
+from common.rollout_control import Control, stage_list
 from common.sequential import COMMON, RARE, STAKES, RateTests, Row, log_factors
+from common.server_flags import add_server_flags
 from tests.bench import rollout as bench
 from tests.conftest import python
 
@@ -275,6 +276,18 @@ def test_stages_have_to_rise(text):
     with pytest.raises((ValueError, argparse.ArgumentTypeError)):
         stage_list(text)
     assert stage_list("1,5,25,100") == (1, 5, 25, 100)
+
+
+def test_a_candidate_that_is_served_already_is_no_rollout(tmp_path):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ckpt")
+    add_server_flags(parser, 8080)
+    (tmp_path / "a.pt").write_bytes(b"a")
+    (tmp_path / "b.pt").write_bytes(b"b")
+    for candidate, status in (("a", "promoted"), ("b", "running")):
+        files = ["--ckpt", str(tmp_path / "a.pt"), "--canary", str(tmp_path / f"{candidate}.pt")]
+        control = Control(parser.parse_args(files), lambda split: None)
+        assert control.asked("split", None)["status"] == status
 
 
 # -- simulations --
