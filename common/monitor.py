@@ -244,7 +244,8 @@ def judge(
         checks[f"drift_{result['feature']}"] = (value, result["n"], {"what": describe(result)})
     expected = expected_accuracy(reference, values)
     if expected and "accuracy_drop" in alarms:
-        checks["accuracy_drop"] = (expected["drop"], expected["n"])
+        words = f"{reference['accuracy']:.1%} on validation → {expected['value']:.1%} expected"
+        checks["accuracy_drop"] = (expected["drop"], expected["n"], {"what": words})
     if counts := reference["features"].get("label", {}).get("counts"):
         mix = {"reference": counts, "now": dict(Counter(values.get("label", [])))}
     alarms.run(checks, now)
