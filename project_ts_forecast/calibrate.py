@@ -15,6 +15,7 @@ from common.reference import MOST_VALUES, make_reference
 from project_ts_forecast.conformal import choose_local, kept_scores, pair_scores, radii, widen
 from project_ts_forecast.data import SeriesWindow, make_loader, scale_of
 from project_ts_forecast.inference import Predictor
+from project_ts_forecast.scores import seasonal_naive
 from project_ts_forecast.watch import past_features
 
 GAINS = torch.linspace(0, 1, 11).tolist()
@@ -43,6 +44,7 @@ def loss_of(out: Tensor, y: Tensor, levels: Tensor, kind: str) -> Tensor:
 def validate(predictor: Predictor, windows: SeriesWindow, bs: int, base: Tensor | None, kind: str) -> tuple[dict, dict]:
     """Scores, and what `collect` gives, with the gain of the LSTM's correction set to what serves validation best.
 
+    Where leaning on the season before serves it better, the predictor does that from then on.
     base (N, h, K): forecasts without the LSTM; None where there is nothing to choose.
     """
     model = predictor.model
@@ -53,10 +55,15 @@ def validate(predictor: Predictor, windows: SeriesWindow, bs: int, base: Tensor 
         whole = held["out"][..., held["out"].shape[-1] // 2]
         model.gain.fill_(best_gain(base, whole, held["y"]))
         held = collect(predictor, windows, bs)
+    if model.season <= model.win:  # what lies in the window
+        naive = seasonal_naive(windows, np.arange(len(windows)), model.season, model.outputs)
+        model.lean = best_lean(held["out"][..., held["out"].shape[-1] // 2], naive, held["y"])
+        predictor.assets = {**predictor.assets, "lean": model.lean}
+        held["out"] = torch.lerp(held["out"], naive[..., None], model.lean)
     middle = held["out"][..., held["out"].shape[-1] // 2]
     scores = {"val_mse": _mse(middle, held["y"]), "val_mae": (middle - held["y"]).abs().nanmean().item()}
     scores["val_loss"] = loss_of(held["out"], held["y"], model.levels.cpu(), kind).item()
-    return scores | {"gain": float(model.gain)}, held
+    return scores | {"gain": float(model.gain), "lean": model.lean}, held
 
 
 def best_gain(base: Tensor, whole: Tensor, y: Tensor) -> float:
@@ -65,13 +72,27 @@ def best_gain(base: Tensor, whole: Tensor, y: Tensor) -> float:
     Neighbouring windows share most of their truths, so a small gain on all of them is easily chance: it has to be there
     in the first and in the second half of the windows.
     """
-    errors = [_mse(torch.lerp(base, whole, gain), y) for gain in GAINS]
-    gain = GAINS[errors.index(min(errors))]
+    gain = _best_share(base, whole, y)
     for half in (slice(None, len(y) // 2), slice(len(y) // 2, None)):
         found, without = (_mse(torch.lerp(base[half], whole[half], share), y[half]) for share in (gain, 0.0))
         if not found < without * (1 - LEAST_GAIN):
             return 0.0
     return gain
+
+
+def best_lean(whole: Tensor, naive: Tensor, y: Tensor) -> float:
+    """How far to lean from the model's forecast on that of one season before, both (N, h, K).
+
+    Not at all where the model surely beats it, unless leaning surely helps all the same; else what serves y best.
+    """
+    if lean := best_gain(whole, naive, y):
+        return lean
+    return 0.0 if best_gain(naive, whole, y) else _best_share(whole, naive, y)
+
+
+def _best_share(base: Tensor, whole: Tensor, y: Tensor) -> float:
+    errors = [_mse(torch.lerp(base, whole, gain), y) for gain in GAINS]
+    return GAINS[errors.index(min(errors))]
 
 
 def _mse(predicted: Tensor, y: Tensor) -> float:

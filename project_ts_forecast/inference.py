@@ -46,14 +46,14 @@ class Predictor:
 
     assets: value_cols and covariate_cols, normaliser, step, style (of stamps), tz, season, fill and max_gap, calendar
     (whether it needs stamps), pad (whether short pasts are padded), coverage, levels, anomaly (the detector's
-    settings), and of the conformal step: scores, the calibration set, and local, how far intervals follow the
-    volatility.
+    settings), lean (see `model.Forecaster`), and of the conformal step: scores, the calibration set, and local, how far
+    intervals follow the volatility.
     """
 
     def __init__(self, model: torch.nn.Module, assets: dict, device: str | torch.device = "cpu", model_id: str = ""):
         self.model = model.eval().to(device)
         self.assets, self.device, self.model_id = assets, torch.device(device), model_id
-        self.win, self.h = model.win, model.h
+        self.win, self.h, model.lean = model.win, model.h, assets.get("lean", 0.0)
         self.columns, self.outputs = assets["value_cols"] + assets["covariate_cols"], len(assets["value_cols"])
         self.step = Step(*assets["step"])
         self.levels = assets["levels"]

@@ -87,8 +87,9 @@ class LSTMForecaster(nn.Module):
 class Forecaster(nn.Module):
     """Reference + volatility * (linear map + gain * LSTM), each part by `arch`.
 
-    gain: how much of the LSTM's correction counts; training chooses it on validation. usual: (K,) mean absolute change
-    from row to row in the train set, the unit of volatility. levels: the Q quantiles, the middle one is the forecast.
+    gain: how much of the LSTM's correction counts; lean: how far a forecast leans on the value of one season before, 0
+    to 1; training chooses both on validation. usual: (K,) mean absolute change from row to row in the train set, the
+    unit of volatility. levels: the Q quantiles, the middle one is the forecast.
     """
 
     def __init__(self, config: dict, channels: int, outputs: int, extra: int):
@@ -101,6 +102,7 @@ class Forecaster(nn.Module):
         self.register_buffer("levels", torch.tensor(levels))
         self.register_buffer("usual", torch.ones(channels))
         self.register_buffer("gain", torch.tensor(1.0))
+        self.lean = 0.0
         self.linear = self.lstm = None
         if self.arch != "lstm":
             self.linear = LinearMap(self.win, channels, self.h, outputs, extra, config["mixed"])
@@ -126,11 +128,15 @@ class Forecaster(nn.Module):
         at = torch.zeros_like(at) if self.reference == "none" else at
         scale = self.spread(x)[:, None] if self.volatility else torch.ones_like(at)
         if self.reference == "seasonal":
-            past = values[:, self.win - self.season :, : self.outputs]
-            reference = past.repeat(1, -(-self.h // self.season), 1)[:, : self.h]
+            reference = self.seasonal(x)
         else:
             reference = at[:, :, : self.outputs].expand(-1, self.h, -1)
         return (values - at) / scale, now, reference, scale
+
+    def seasonal(self, x: Tensor) -> Tensor:
+        """(B, win, C + F) → (B, h, K): the last season of the window, over and over."""
+        past = x[:, self.win - self.season :, : self.outputs]
+        return past.repeat(1, -(-self.h // self.season), 1)[:, : self.h]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, win, C + F) → (B, h, K, Q), quantiles in ascending order."""
@@ -140,6 +146,8 @@ class Forecaster(nn.Module):
         if self.lstm is not None and (self.training or self.linear is None or self.gain != 0):
             out = out + self.gain * self.correction(torch.cat([z, x[:, :, self.channels :]], 2))
         out = reference[..., None] + out * scale[:, :, : self.outputs, None]
+        if self.lean and not self.training:
+            out = torch.lerp(out, self.seasonal(x)[..., None], self.lean)
         return out.sort(-1).values if out.shape[-1] > 1 else out
 
     def correction(self, z: Tensor) -> Tensor:

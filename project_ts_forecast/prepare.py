@@ -74,6 +74,7 @@ def assets_of(args: argparse.Namespace, layout: Layout, data: Data, season: int)
         "levels": levels_of(args.coverage),
         "scores": torch.zeros(1, args.h, len(layout.value_cols), 1),
         "local": 1.0,
+        "lean": 0.0,
     }
 
 

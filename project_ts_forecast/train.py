@@ -4,7 +4,8 @@ Trains a forecaster on the series of a CSV. Writes to --run_dir: best.pt (the ep
 last.pt (exact resume), their .json twins, train.jsonl, metrics.json, data_manifest.json.
 
 A linear map of the window is solved in closed form, and an LSTM learns to correct it; how much of its correction
-counts, none included, is chosen on validation. A run killed at any moment goes on with the same command and --resume.
+counts, none included, is chosen on validation, and so is how far the forecast leans on the season before. A run killed
+at any moment goes on with the same command and --resume.
 """
 
 from __future__ import annotations
@@ -169,8 +170,9 @@ def rate(step: int, total: int, warmup: float) -> float:
 def say(line: dict, epochs: int) -> None:
     """One epoch, one line; a star marks the best so far."""
     loss = "solved      " if line["loss"] is None else f"loss {line['loss']:.4f} "
+    lean = f"  lean {line['lean']:.1f}" if line["lean"] else ""
     print(
-        f"epoch {line['epoch']}/{epochs}  {loss} val_mse {line['val_mse']:.4f}  gain {line['gain']:.1f}"
+        f"epoch {line['epoch']}/{epochs}  {loss} val_mse {line['val_mse']:.4f}  gain {line['gain']:.1f}{lean}"
         f"{' *' if line['best'] else ''}  {line['windows_per_s']:.0f} windows/s",
         flush=True,
     )

@@ -14,7 +14,7 @@ from common.log import read_jsonl
 from project_ts_forecast import batch_predict, train
 from project_ts_forecast import eval as evaluation
 from project_ts_forecast.batch_predict import series_of
-from project_ts_forecast.calibrate import best_gain
+from project_ts_forecast.calibrate import best_gain, best_lean
 from project_ts_forecast.conformal import pair_scores, radii, rolling_radii, widen
 from project_ts_forecast.data import SeriesWindow
 from project_ts_forecast.inference import Predictor
@@ -249,3 +249,34 @@ def test_columns_that_were_worked_out_are_the_same_ever_after(tmp_path):
     assert metrics_of(run_dir)["series"] == 2
     batch_predict.main(["--ckpt", str(run_dir / "best.pt"), "--out", str(out)])
     assert [line.split(",")[0] for line in out.read_text().splitlines()] == ["series", "a", "b"]
+
+
+def test_a_model_that_knows_less_than_the_season_before_leans_on_it(tmp_path):
+    rng, hours = np.random.default_rng(0), np.arange(900)
+    shape = np.tile(np.cumsum(rng.normal(size=30)), 30)[
+        :900
+    ]  # of a season of 30, of which the window's end tells little
+    path = write_series(tmp_path / "series.csv", shape + rng.normal(0, 0.1, len(hours)))
+    flags = ["--csv", path, "--season", 30, "--win", 30, "--h", 30, "--arch", "lstm", "--hidden", 4, "--epochs", 1]
+    done = python("project_ts_forecast.train", *flags, "--run_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    done = python("project_ts_forecast.eval", "--ckpt", tmp_path / "run" / "best.pt")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    mse = {name: part["mse"]["all"] for name, part in found["eval"]["test"]["scaled"].items()}
+    assert 0 < found["train"]["lean"] <= 1
+    assert mse["model"] <= 1.02 * mse["seasonal_naive"] < mse["repeat_last"]
+    predictor = Predictor.load(tmp_path / "run" / "best.pt")
+    predictor.check_golden()
+    assert predictor.model.lean == found["train"]["lean"]
+
+
+def test_leaning_wants_a_model_that_does_not_surely_win():
+    rng = np.random.default_rng(0)
+    y = torch.from_numpy(rng.normal(size=(200, 3, 1)))
+    near, far = (y + size * torch.from_numpy(rng.normal(size=y.shape)) for size in (0.1, 1.0))
+    assert (best_lean(near, far, y), best_lean(far, near, y)) == (0.0, 1.0)
+    other = y + torch.from_numpy(rng.normal(size=y.shape))
+    assert 0.4 <= best_lean(far, other, y) <= 0.6  # errors of their own: the mean is better than either
+    halves = torch.cat([far[:100], near[100:]]), torch.cat([near[:100], far[100:]])
+    assert best_lean(near, near, y) == 0.0 < best_lean(*halves, y) < 1
