@@ -34,9 +34,10 @@ from project_ts_forecast.repair import Rules, repair
 from tests.bench.nab import nab
 
 ETTH1 = "--value_cols OT --split 8640,11520,14400 --win 336"
-SMALL = {  # the last two years a year ahead, the last week a day ahead
+SMALL = {  # the last two years a year ahead, the last week a day ahead, and the same week from one origin before it
     "AirPassengers": "--split 96,120,144 --win 36 --h 12 --arch linear",
     "taylor": "--split 3360,3696,4032 --season 336 --win 336 --h 48 --arch linear",
+    "taylor_week": "--split 2688,3696,4032 --season 336 --win 672 --h 336 --arch linear",
 }
 
 
@@ -60,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.data:
             figures |= etth1(Path(args.data), out, args)
         if args.small:
-            figures |= {name: one_run(Path(args.small, f"{name}.csv"), out / name, f) for name, f in SMALL.items()}
+            csv = {name: Path(args.small, name.removesuffix("_week") + ".csv") for name in SMALL}
+            figures |= {name: one_run(csv[name], out / name, flags) for name, flags in SMALL.items()}
         if args.nab:
             figures |= nab(Path(args.nab), Path(args.nab, "windows.json"))
         if args.speed:
