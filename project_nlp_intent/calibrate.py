@@ -18,7 +18,7 @@ from torch import Tensor
 from common.amp_ckpt import load_ckpt, save_ckpt
 from common.expected import FEWEST, MOST, PART, STRENGTHS, learn
 from common.meter import T_MAX, T_MIN, nll, temperature
-from common.reference import MOST_POINTS, make_reference
+from common.reference import make_reference
 from project_nlp_intent.data import OUT, IntentDataset, make_loader
 from project_nlp_intent.inference import Predictor
 from project_nlp_intent.perturb import KINDS, perturbed
@@ -91,9 +91,7 @@ def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, cov
     }
     answers, chosen = predictor.answers(encoded, logits), np.flatnonzero(known)
     features = {name: [values[i] for i in chosen] for name, values in text_features(encoded, answers).items()}
-    embedded = chosen[np.unique(np.linspace(0, len(chosen) - 1, MOST_POINTS).astype(int))] if len(chosen) else chosen
-    points = predictor.embed([val_set.texts[i] for i in embedded]) if len(embedded) else None
-    reference |= make_reference(features, points)
+    reference |= make_reference(features)
     reference["accuracy"] = (pred == val_set.labels[torch.from_numpy(known)]).double().mean().item()
     texts = [val_set.texts[i] for i in np.linspace(0, len(val_set) - 1, 4).astype(int)]
     golden = {"texts": texts, "probs": predictor.scaled(texts).softmax(1)}

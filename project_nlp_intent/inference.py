@@ -79,12 +79,6 @@ class Predictor:
         """A batch of `Encoded.batch` → (B, C) float32 on the CPU, before temperature."""
         return self.model({name: part.to(self.device) for name, part in inputs.items()}).float().cpu()
 
-    @torch.inference_mode()
-    def embed(self, rows: list[str]) -> Tensor:
-        """Cleaned texts → (B, size) float32 on the CPU: what the model makes of them before it decides."""
-        inputs = self.encoder.encode(rows).batch(range(len(rows)))
-        return self.model.embed({name: part.to(self.device) for name, part in inputs.items()}).float().cpu()
-
     def scaled(self, texts: list[str]) -> Tensor:
         """Cleaned texts → (B, C) logits after temperature, in float64 so that equal inputs give equal digits."""
         return self.logits(self.encoder.encode(texts).batch(range(len(texts)))).double() / self.assets["temperature"]

@@ -41,13 +41,9 @@ class TextCNN(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 → (B, C)."""
-        return self.head(self.embed(tokens))
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(B, L) → what the head decides by, (B, channels of all kernels)."""
         x = self.drop(self.embedding(tokens)).transpose(1, 2)  # (B, dim, L)
         length = (tokens != PAD).sum(1).clamp(min=1)
-        return torch.cat([self._strongest(conv, x, length) for conv in self.convolutions], dim=1)
+        return self.head(torch.cat([self._strongest(conv, x, length) for conv in self.convolutions], dim=1))
 
     def _strongest(self, conv: nn.Conv1d, x: Tensor, length: Tensor) -> Tensor:
         """(B, channels): the maximum over the places where the kernel meets the text."""
@@ -81,15 +77,11 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) int64, L <= max_len → (B, C)."""
-        return self.head(self.embed(tokens))
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """(B, L) → what the head decides by, (B, dim)."""
         seen = (tokens != PAD).float()[:, :, None]  # (B, L, 1)
         x = self.drop(self.embedding(tokens) + self.place[: tokens.shape[1]])
         for block in self.blocks:
             x = block(x, tokens != PAD)
-        return (self.norm(x) * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return self.head((self.norm(x) * seen).sum(1) / seen.sum(1).clamp(min=1))
 
 
 class Block(nn.Module):
@@ -141,11 +133,7 @@ class NgramMLP(nn.Module):
 
     def forward(self, grams: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         """An EmbeddingBag's input → (B, C)."""
-        return self.head(self.embed(grams, offsets, weights))
-
-    def embed(self, grams: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        """An EmbeddingBag's input → what the head decides by, (B, dim)."""
-        return self.bag(grams, offsets, per_sample_weights=weights)
+        return self.head(self.bag(grams, offsets, per_sample_weights=weights))
 
 
 class IntentNet(nn.Module):
@@ -177,12 +165,6 @@ class IntentNet(nn.Module):
         """A batch of `Encoded.batch` → logits (B, C)."""
         logits = torch.stack(list(self.branches(inputs).values()))
         return (logits / self.heat[:, None, None]).mean(0)
-
-    def embed(self, inputs: dict[str, Tensor]) -> Tensor:
-        """A batch of `Encoded.batch` → what the last net, of n-grams or of tokens, decides by, (B, its size)."""
-        name, net = list(self.nets.items())[-1]
-        bag = (inputs["grams"], inputs["offsets"], inputs["weights"])
-        return net.embed(*bag) if name.startswith("ngram") else net.embed(inputs["tokens"])
 
 
 ARCHS = {  # the nets of each --arch

@@ -176,12 +176,7 @@ def test_predictor_in_python(predictor):
         predictor.predict([" "])
 
 
-def test_monitoring_knows_what_the_model_makes_of_texts(predictor):
-    held = predictor.reference["embedding"]
-    points = predictor.embed(["where is my order", "cancel it", "cancel it please"])
-    assert points.shape == (3, held.shape[1])
-    assert 0 < len(held) <= 250
-    assert torch.allclose(points[1], predictor.embed(["cancel it"])[0], atol=1e-5)
+def test_the_checkpoint_knows_what_to_watch(predictor):
     known = {"label", "conf", "length", "unknown", "in_scope"}
     assert predictor.reference["features"].keys() == known
     assert predictor.features(["cancel it"], predictor.predict(["cancel it"])).keys() == known
