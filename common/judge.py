@@ -20,7 +20,7 @@ the same time:
 Margins keep a better model from being rolled back for being different. Two rows are not guardrails but what a stage
 needs to advance: evidence (level 5 % each) that the canary fails at most 3 points, and exceeds stable's p99 at most
 1 point more often than stable. So a slow tail, which takes the most requests to tell, cannot pass before it is found.
-A guardrail whose wealth is `LEANS` or more holds; below that is one lone failure of the canary, which may never be
+A guardrail whose wealth is `LEANS` or more holds; below that is one lone fault of the canary, which may never be
 outweighed.
 """
 
@@ -44,7 +44,8 @@ ALPHA = {
 }
 SHOWN_ALPHA = 0.05
 FAILS_MARGIN, SLOW_MARGIN = 0.03, 0.01  # what has to be excluded before a stage is left
-LEANS = dict.fromkeys(ALPHA, 2.0) | {"errors": 8.0, "refusals": 8.0}
+FAULTS = ("errors", "refusals")
+LEANS = dict.fromkeys(ALPHA, 2.0) | dict.fromkeys(FAULTS, 32.0)
 LATENCY_FACTOR, LATENCY_MS = 1.1, 2.0  # what the canary may be slower, the more lenient of the two
 MIX_MARGIN, CONFIDENCE_MARGIN = 0.05, 0.1
 CLASSES = 10  # slots of the mix, the last one for all other classes
@@ -232,12 +233,21 @@ class Judge:
     def ready(self) -> list[str]:
         """What still speaks against more traffic; empty if nothing does."""
         found = self.evidence()
-        open_ = [f"{name} leans towards worse" for name in self.guardrails if found[name] >= np.log(LEANS[name])]
+        open_ = [f"{name} leans towards worse" for name in self.guardrails if self._leans(name, found[name])]
         if found["fails"] < -np.log(SHOWN_ALPHA):
             open_.append(f"not yet shown to fail at most {FAILS_MARGIN:.0%} more often than stable")
         if "latency" in self.guardrails and found["slow"] < -np.log(SHOWN_ALPHA):
             open_.append(f"not yet shown to exceed stable's p99 at most {SLOW_MARGIN:.0%} more often than stable")
         return open_
+
+    def _leans(self, name: str, evidence: float) -> bool:
+        """Faults may stay away for good, and what their absence once hinted at must not hold the candidate for ever."""
+        if name in FAULTS:
+            of, rows, _ = ROWS[name]
+            stable, canary = (getattr(self, of).rates(rows.start)[arm]["rate"] or 0.0 for arm in ("stable", "canary"))
+            if canary <= stable:
+                return False
+        return evidence >= np.log(LEANS[name])
 
     def numbers(self) -> dict[str, dict]:
         """By guardrail: its wealth `e`, what it needs, and the counts and rates behind its strongest row."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from common.amp_ckpt import load_ckpt, save_ckpt
@@ -25,6 +26,7 @@ from project_nlp_intent.perturb import KINDS, perturbed
 from project_nlp_intent.reject import SCORES, choose
 from project_nlp_intent.watch import text_features
 
+RIDGE = 1e-3  # per squared change of a net's weight, in logarithms: no net is dropped for a handful of texts
 COVERAGE = 0.95  # of in-scope validation texts that the stored threshold answers
 
 
@@ -40,16 +42,40 @@ def validate(predictor: Predictor, texts: IntentDataset, bs: int) -> tuple[dict,
     return {"val_loss": float(nll(logits[known], texts.labels[known])), "val_acc": accuracy}, logits
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def balance(predictor: Predictor, texts: IntentDataset, bs: int) -> None:
-    """Set the heat of each net, up to a common factor: the temperature that suits its own validation logits."""
+    """Set how much each net counts, from its validation logits."""
     net, known = predictor.model, texts.labels >= 0
     parts = [
         net.branches({k: v.to(predictor.device) for k, v in inputs.items()}) for inputs, _ in make_loader(texts, bs)
     ]
     every = [torch.cat([part[name] for part in parts]).float().cpu() for name in net.nets]
-    heat = torch.tensor([heat_of(logits[known], texts.labels[known]) for logits in every])
-    net.heat.copy_(heat / heat.log().mean().exp())
+    net.heat.copy_(1 / (len(every) * weights_of(torch.stack(every)[:, known], texts.labels[known])))
+
+
+def weights_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """(nets,), 1 in all: with these weights, and the best temperature, the nets' mean is most likely to be right.
+
+    logits (nets, n, C). Found from the weights at which each net has the temperature that suits it alone; those stay
+    where the mean is right everywhere, since the likelihood then has nothing to tell.
+    """
+    alone = 1 / torch.tensor([heat_of(net, labels) for net in logits])
+    logits = logits * alone[:, None, None]
+    change = torch.full((len(logits),), -math.log(len(logits)), requires_grad=True)  # in logarithms
+    search = torch.optim.LBFGS([change], max_iter=25, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        mixed = (change.exp()[:, None, None] * logits).sum(0)
+        value = F.cross_entropy(mixed, labels) + RIDGE * (change - change.mean()).square().sum()
+        value.backward()
+        return value
+
+    if len(logits) > 1 and (logits.sum(0).argmax(1) != labels).any():
+        with torch.enable_grad():
+            search.step(loss)
+    weights = alone * change.detach().exp()
+    return weights / weights.sum()
 
 
 def heat_of(logits: Tensor, labels: Tensor) -> float:

@@ -139,7 +139,7 @@ class NgramMLP(nn.Module):
 class IntentNet(nn.Module):
     """Several nets that look at one text in their own ways; the answer is the mean of their logits over their heat.
 
-    heat (nets,): a temperature for each, so that none outshouts the others; set after training, on validation.
+    heat (nets,): a temperature for each, so that it counts as much as it deserves; set on validation.
     gram_drop: share of the n-grams that training leaves out, token_drop: of the tokens that it makes unknown, both
     drawn anew in every step.
     """

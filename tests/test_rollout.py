@@ -146,6 +146,19 @@ def test_a_faster_candidate_is_no_fault(better):
     assert judge.violated() == {}
 
 
+@pytest.mark.parametrize("lone", ["", "refused", "failed"])
+def test_a_lone_fault_or_early_luck_holds_nobody(lone):
+    """Where faults stay away, nothing that comes later could outweigh what the first requests hinted at."""
+    judge, rng = Judge(), np.random.default_rng(3)
+    judge.take(judge.columns([*traffic(500, rng, 0.01), Outcome(True, lone, 20.0, "a", 0.9)]), 0.01)
+    if not lone:
+        judge.faults.log_wealth[:2] += 4
+    judge.take(judge.columns(traffic(5_000, rng, 0.01)), 0.01)
+    hinted = judge.evidence()
+    assert max(hinted["errors"], hinted["refusals"]) > (1 if lone else 3)
+    assert not [words for words in judge.ready() if "errors" in words or "refusals" in words]
+
+
 def test_labels_residuals_and_pairs():
     rng = np.random.default_rng(3)
     for name in ("wrong", "residual", "pairs"):
