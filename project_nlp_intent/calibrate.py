@@ -61,13 +61,13 @@ def weights_of(logits: Tensor, labels: Tensor) -> Tensor:
     """
     alone = 1 / torch.tensor([heat_of(net, labels) for net in logits])
     logits = logits * alone[:, None, None]
-    change = torch.full((len(logits),), -math.log(len(logits)), requires_grad=True)  # in logarithms
+    change = torch.zeros(len(logits), requires_grad=True)  # in logarithms
     search = torch.optim.LBFGS([change], max_iter=25, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
-        mixed = (change.exp()[:, None, None] * logits).sum(0)
-        value = F.cross_entropy(mixed, labels) + RIDGE * (change - change.mean()).square().sum()
+        mixed = (change.exp()[:, None, None] * logits).mean(0)
+        value = F.cross_entropy(mixed, labels) + RIDGE * change.square().sum()
         value.backward()
         return value
 
