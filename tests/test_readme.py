@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from common.amp_ckpt import load_ckpt, save_ckpt
 from project_vision_cls import train
 from tests.conftest import ROOT, python
 
@@ -138,7 +139,8 @@ def check_runs(folder: Path) -> None:
 
 
 def check_rolling_out(folder: Path) -> None:
-    shutil.copytree(folder / "runs" / "vision", folder / "runs" / "new")
+    ckpt = load_ckpt(folder / "runs/vision/best.pt")
+    save_ckpt(folder / "runs/new/best.pt", {**ckpt, "epoch": ckpt["epoch"] + 1})  # the same file would be no candidate
     with served(BLOCKS["rollout"].strip(), folder) as port:
         calls = [f"{call} --url http://localhost:{port}" for call in BLOCKS["decide"].strip().splitlines()]
         status, held, promoted = (json.loads(shell(call, folder).stdout)["status"] for call in calls)
