@@ -84,13 +84,13 @@ class AmpScaler:
         self.scaler.scale(loss / accumulate).backward()
         if not update:
             return
-        params = [p for p in params if p.grad is not None]
+        gradients = [p.grad for p in params if p.grad is not None]
         self.scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in params])
+        norm = nn.utils.get_total_norm(gradients).item()
         if not math.isfinite(norm) and self.scaler.get_scale() <= 1:  # 1: no scaling, or none left to take back
-            raise NonFiniteLoss(_not_finite(step, "gradient's norm", norm.item()))
-        if self.clip:
-            nn.utils.clip_grads_with_norm_(params, self.clip, norm)
+            raise NonFiniteLoss(_not_finite(step, "gradient's norm", norm))
+        if self.clip and self.clip < norm < math.inf:
+            torch._foreach_mul_(gradients, self.clip / norm)
         self.scaler.step(optimizer)  # skipped by the scaler where a gradient is not finite
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """How fast an error budget is being used up, over two windows at a time.
 
     budget = BurnRate(objective=0.999)      # one request in a thousand may be bad
-    budget.add(bad=False)
+    budget.add(bad=2, n=500)
     value, n = budget.value()               # 1 or more: the alarm fires
 
 Beyer et al., "The Site Reliability Workbook" (2018), chapter 5, "Multiwindow, Multi-Burn-Rate Alerts".
@@ -34,14 +34,14 @@ class BurnRate:
         self._buckets: deque[list] = deque(maxlen=math.ceil(longest / BUCKET_S) + 1)  # [number, all, bad]
         self._lock = threading.Lock()
 
-    def add(self, bad: bool, now: float | None = None) -> None:
-        """Count one request; `now` in seconds on a steady clock."""
+    def add(self, bad: int, n: int = 1, now: float | None = None) -> None:
+        """Count `n` requests, `bad` of them bad; `now` in seconds on a steady clock."""
         number = (time.monotonic() if now is None else now) // BUCKET_S
         with self._lock:
             if not self._buckets or self._buckets[-1][0] != number:
                 self._buckets.append([number, 0, 0])
             bucket = self._buckets[-1]
-            bucket[1] += 1
+            bucket[1] += n
             bucket[2] += bad
 
     def value(self, now: float | None = None) -> tuple[float, int]:

@@ -17,6 +17,8 @@ import math
 import sys
 from collections.abc import Callable
 
+from common.malloc import keep_memory
+
 
 class UserError(Exception):
     """Something the user can mend; its text names the thing, the value found, the value wanted and the next step."""
@@ -70,7 +72,11 @@ def check_flag(name: str, given: object, held: object, ckpt: object) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main()`: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Call `main()`: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130.
+
+    The process keeps the memory it frees (common.malloc).
+    """
+    keep_memory()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file name may hold any bytes
     try:

@@ -1,7 +1,7 @@
 """What turned out to be true, joined to what was answered: `POST /feedback {"req_id": "…", "label": "mug"}`.
 
     feedback = Feedback(most=10_000)
-    feedback.remember("abc-1", [{"pred": 4, "label": "mug", "prob": 0.9}])      # of each answer
+    feedback.remember([("abc-1", [{"pred": 4, "label": "mug", "prob": 0.9}])])  # of each answer
     result = feedback.join({"req_id": "abc-1", "label": "mug"})                 # "joined"
     feedback.count({result: 1})
     feedback.state()                                                            # accuracy, error, coverage
@@ -38,12 +38,15 @@ class Feedback:
         self.counts = dict.fromkeys(RESULTS, 0)
         self.windows = {name: SlidingWindow(WINDOW) for name in ("accuracy", "error", "coverage")}
 
-    def remember(self, req_id: str, results: list) -> None:
-        """Keep what is needed of a request's answers. An id that comes again replaces the earlier one."""
-        answers = [None if isinstance(result, Exception) else kept(result) for result in results]
+    def remember(self, answers: list[tuple[str, list]]) -> None:
+        """Keep what is needed of [(id of a request, its results), ...]. An id that comes again replaces the earlier."""
+        found = [
+            (req_id, [None if isinstance(result, Exception) else kept(result) for result in results])
+            for req_id, results in answers
+        ]
         with self._lock:
-            self._answers[req_id] = answers
-            if len(self._answers) > self._most:
+            self._answers.update(found)
+            while len(self._answers) > self._most:
                 self._answers.popitem(last=False)
 
     def join(self, truth: dict) -> str:

@@ -2,9 +2,9 @@
 
     loop.create_server(lambda: Connection(server), host, port)
 
-`server` gives `args`, `limits`, `connections`, `jobs`, `draining`; its `begin(connection, request)` says from the head
-alone where a request goes, or why it is refused. A page's reply is sent at once; a job's comes later, to `finish`.
-Everything here runs on the event loop. A client that closes its sending side counts as gone.
+`server` gives `args`, `limits`, `loop`, `connections`, `jobs`, `tally`, `draining`; its `begin(connection, request)`
+says from the head alone where a request goes, or why it is refused. A page's reply is sent at once; a job's comes
+later, to `finish`. Everything here runs on the event loop. A client that closes its sending side counts as gone.
 """
 
 import asyncio
@@ -127,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
             self.server.refusals.add(self, data)
         else:
             self.write(data)
-        self.server.count_answer(self.endpoint, reply.status)
+        self.server.tally.count(self.endpoint, reply.status, self.server.loop)
         self.request = self.refusal = self.job = None
         self.phase = ""
         if not keep_alive:
@@ -151,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer a request that was not read to its end, and close."""
         reply = error_reply(error)
         self.write(response(reply.status, reply.body, headers=reply.headers, keep_alive=False))
-        self.server.count_answer(self.endpoint if self.request else None, reply.status)
+        self.server.tally.count(self.endpoint if self.request else None, reply.status, self.server.loop)
         self.request = None
         self._hang_up()
 

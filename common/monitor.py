@@ -2,8 +2,8 @@
 
     monitor = Monitor(read_policy(args.policy), slot, put_log, sinks)
     monitor.start()
-    monitor.answered(job, seconds)      # of each good answer, in the event loop: a few microseconds
-    monitor.counted(200)                # the status of each answer of a route that predicts
+    monitor.answered([(job, seconds)])  # the good answers of a turn of the event loop: some microseconds each
+    monitor.counted([200])              # the statuses of all its answers, of routes that predict
     monitor.alarms.firing()
 
 A window is `policy["window"]` answers in a row. While it fills, their rows and answers go to the model's
@@ -25,12 +25,12 @@ import torch
 
 from common.alarms import AlarmManager
 from common.burn import BurnRate
-from common.expected import expect
 from common.feedback import Feedback
 from common.policy import make_alarms
 from common.predictions import Prediction
-from common.reference import compare, thresholds
+from common.reference import thresholds
 from common.sinks import Sink
+from common.window_checks import judge, label_checks
 
 log = logging.getLogger(__name__)
 SHORT = 100  # answers of one check of a latency or of the share of errors
@@ -96,16 +96,20 @@ class Monitor:
 
     # -- in the event loop --
 
-    def answered(self, job: Prediction, seconds: dict[str, float]) -> None:
-        """A good answer; `seconds` by stage, as common.predictions.stages gives them."""
-        if self.off:
+    def answered(self, answers: list[tuple[Prediction, dict[str, float]]]) -> None:
+        """Good answers, each with its seconds by stage, as common.predictions.stages gives them."""
+        if self.off or not answers:
             return
-        total = seconds["total"] * 1000
+        totals = [seconds["total"] * 1000 for _, seconds in answers]
         if "latency" in self.budgets:
-            self.budgets["latency"].add(total > self._slow_ms)
-        self._level("lat_p95", total)
-        self._level("queue_p95", seconds["queue"] * 1000)
-        self.feedback.remember(job.connection.req_id, job.results)
+            self.budgets["latency"].add(sum(total > self._slow_ms for total in totals), len(totals))
+        self._level("lat_p95", totals)
+        self._level("queue_p95", [seconds["queue"] * 1000 for _, seconds in answers])
+        self.feedback.remember([(job.connection.req_id, job.results) for job, _ in answers])
+        for job, _ in answers if self._room > 0 else ():
+            self._sample(job)
+
+    def _sample(self, job: Prediction) -> None:
         if self._room > 0 and len(self._inbox) < 2 * CHUNK and job.predictor is self._model:
             rows = job.rows[:CHUNK]  # a window is of many requests, and rows may be large
             self._room -= len(rows)
@@ -113,28 +117,29 @@ class Monitor:
             if len(self._inbox) >= CHUNK or self._room <= 0:
                 self._wake.set()
 
-    def _level(self, name: str, value: float) -> None:
+    def _level(self, name: str, values: list[float]) -> None:
         if name in self.alarms:
-            values = self._waits[name]
-            values.append(value)
-            if len(values) == SHORT:
-                values.sort()
-                self.alarms.run({name: (values[round(0.95 * (SHORT - 1))], SHORT)})
-                values.clear()
-                self._wake.set()
+            waits = self._waits[name]
+            waits += values
+            while len(waits) >= SHORT:
+                short = sorted(waits[:SHORT])
+                del waits[:SHORT]
+                if self.alarms.run({name: (short[round(0.95 * (SHORT - 1))], SHORT)}):
+                    self._wake.set()
 
-    def counted(self, status: int) -> None:
-        """Every answer of a route that predicts, whatever it is. The server's fault: 429 and 5xx."""
-        bad = status >= 500 or status == 429
-        kind = "refused" if status == 429 else "failed" if bad else "invalid" if status >= 400 else "answered"
-        self.totals[kind] += 1
-        if "errors" in self.budgets:
-            self.budgets["errors"].add(bad)
+    def counted(self, statuses: list[int]) -> None:
+        """Answers of routes that predict, whatever they are. The server's fault: 429 and 5xx."""
+        for status, n in Counter(statuses).items():
+            bad = status >= 500 or status == 429
+            kind = "refused" if status == 429 else "failed" if bad else "invalid" if status >= 400 else "answered"
+            self.totals[kind] += n
+            if "errors" in self.budgets:
+                self.budgets["errors"].add(n * bad, n)
         if "error_share" in self.alarms:
-            self._statuses.append(bad)
-            if len(self._statuses) == SHORT:
-                self.alarms.run({"error_share": (sum(self._statuses) / SHORT, SHORT)})
-                self._statuses.clear()
+            self._statuses += [status >= 500 or status == 429 for status in statuses]
+            while len(self._statuses) >= SHORT:
+                self.alarms.run({"error_share": (sum(self._statuses[:SHORT]) / SHORT, SHORT)})
+                del self._statuses[:SHORT]
 
     # -- in its own thread --
 
@@ -231,68 +236,8 @@ class Monitor:
             sink.put(events)
 
 
-def judge(
-    reference: dict, values: dict[str, list], points: torch.Tensor | None, policy: dict, alarms: AlarmManager, now=None
-) -> dict:
-    """A window against the reference: {"drift", "expected", "mix"}, and a check of each alarm that it concerns.
-
-    values: {feature: [...]}; points: its embedding. now: seconds on a steady clock.
-    """
-    drift, checks, mix = compare(reference, values, points, policy), {}, {}
-    for result in drift:
-        value = (result["effect"] if result["drifted"] else 0.0) if result["n"] else math.nan
-        checks[f"drift_{result['feature']}"] = (value, result["n"], {"what": describe(result)})
-    expected = expected_accuracy(reference, values)
-    if expected and "accuracy_drop" in alarms:
-        words = f"{reference['accuracy']:.1%} on validation → {expected['value']:.1%} expected"
-        checks["accuracy_drop"] = (expected["drop"], expected["n"], {"what": words})
-    if counts := reference["features"].get("label", {}).get("counts"):
-        mix = {"reference": counts, "now": dict(Counter(values.get("label", [])))}
-    alarms.run(checks, now)
-    return {"drift": drift, "expected": expected, "mix": mix}
-
-
 def _short(value: object) -> object:
     """A number with four digits, for the log; null for NaN."""
     if isinstance(value, str):
         return value
     return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def describe(result: dict) -> str:
-    """A comparison in words."""
-    if not result["n"]:
-        return "not measured"
-    about = f"{result['test']} {result['effect']:.3g} (from {result['threshold']:.3g} on), p {result['adjusted']:.2g}"
-    if result["what"]:
-        return f"{about}: {result['what']} {result['was']:.1%} → {result['now']:.1%}"
-    return f"{about}: mean {result['was']:.4g} → {result['now']:.4g}" if result["was"] is not None else about
-
-
-def expected_accuracy(reference: dict, values: dict[str, list]) -> dict | None:
-    """{"value", "drop", "n"}: the accuracy to expect without labels, and how far below the reference's it is.
-
-    As training learned it (common/expected.py); from an older checkpoint the mean confidence, which is the chance to be
-    right as long as traffic looks as validation did (J. Kuberski, CBPE, NannyML 2022). None for a model without
-    confidences or without a known accuracy.
-    """
-    name = next((name for name in ("prob", "conf") if name in values), None)
-    known, learned = reference.get("accuracy"), reference.get("expected")
-    if name is None or known is None:
-        return None
-    able = learned and all(feature in values for feature in learned["features"])
-    value = expect(learned, values) if able else math.fsum(values[name]) / len(values[name])
-    return {"value": value, "drop": known - value, "n": len(values[name])}
-
-
-def label_checks(state: dict, reference: dict) -> dict[str, tuple[float, int]]:
-    """Checks of the alarms that want labels, as far as there are labels and the reference knows what to expect."""
-    accuracy, error, coverage = (state.get(name) for name in ("accuracy", "error", "coverage"))
-    known, checks = reference, {}
-    if accuracy and known.get("accuracy") is not None:
-        checks["accuracy_drop_labels"] = (known["accuracy"] - accuracy["value"], accuracy["n"])
-    if error and known.get("error"):
-        checks["error_ratio_labels"] = (error["value"] / known["error"], error["n"])
-    if coverage and known.get("coverage") is not None:
-        checks["coverage_drop_labels"] = (known["coverage"] - coverage["value"], coverage["n"])
-    return checks

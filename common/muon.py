@@ -65,11 +65,23 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """(m, n) → the matrix with the same singular vectors and singular values near 1, by quintic Newton-Schulz steps.
 
     The coefficients are those of Jordan et al. 2024: singular values from 0.3 % of the matrix's norm up end
-    between about 0.7 and 1.2, smaller ones below; a matrix of zeros stays zero.
+    between about 0.7 and 1.2, smaller ones below; a matrix of zeros stays zero. Every step is a polynomial of X X^T
+    times X, so the steps are taken on the small square matrices, which commute, and X is multiplied once.
     """
     x = matrix / (matrix.norm() + 1e-7)
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
-    for _ in range(steps):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    gram = x @ x.T
+    whole = step = _quintic(gram)
+    for _ in range(steps - 1):
+        gram = step @ gram @ step
+        step = _quintic(gram)
+        whole = step @ whole
+    x = whole @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def _quintic(gram: Tensor) -> Tensor:
+    """3.4445 I - 4.7750 G + 2.0315 G^2."""
+    step = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    step.diagonal().add_(3.4445)
+    return step

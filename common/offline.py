@@ -18,9 +18,10 @@ from datetime import datetime
 from common.alarms import AlarmManager
 from common.cli import UserError
 from common.feedback import RESULTS
-from common.monitor import SHORT, judge
+from common.monitor import SHORT
 from common.policy import make_alarms
 from common.reference import thresholds
+from common.window_checks import judge
 
 LEVELS = ("lat_p95", "queue_p95", "error_share")  # that the lines of a log can tell; no labels come to it
 

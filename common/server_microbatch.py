@@ -33,7 +33,7 @@ from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
 from common.http_connection import LINGER_S, Connection, Refusals, close_port
 from common.http_wire import HttpError, Request
-from common.metrics import Metrics, answer_labels
+from common.metrics import Metrics
 from common.model_slot import ModelSlot
 from common.monitor_core import SlidingWindow
 from common.monitor_pages import answer_worker, make_monitor
@@ -44,6 +44,7 @@ from common.server_flags import add_server_flags as add_server_flags
 from common.server_flags import limits
 from common.server_pages import endpoints, snapshot
 from common.supervisor import Supervisor
+from common.tally import Tally
 from common.workers import WorkerLink, worker_settings
 
 log = logging.getLogger(__name__)
@@ -71,10 +72,11 @@ class Server:
         self.slot = ModelSlot(load, args, self.batcher)
         self.latencies = SlidingWindow(LATENCY_WINDOW)
         self.watched: dict = {}  # what the answers of one batch say of all answers
-        self.metrics, self.answer_labels = Metrics(), {}
+        self.metrics = Metrics()
         self.request_log = RequestLog(args.request_log, args.request_log_mb) if args.request_log else None
         self.ids = RequestIds()
         self.monitor = make_monitor(self)
+        self.tally = Tally(self.metrics, self.monitor)
         self.canary = Canary(self)
         self.endpoints = endpoints(self)
 
@@ -259,7 +261,7 @@ class Server:
         if error is None:
             observe(self.metrics, job, seconds)
             self.latencies.push(seconds["total"] * 1000)
-            self.monitor.answered(job, seconds)
+            self.tally.good(job, seconds)
             if not self.watched:
                 self.watched = {"p95": round(self.latencies.quantile(0.95), 3), "alert": self.monitor.alarms.firing()}
             extra = {"lat_ms": round(seconds["total"] * 1000, 3), **self.watched, **arm}
@@ -272,17 +274,6 @@ class Server:
         job.abandoned = True
         self.jobs.discard(job)
         connection.finish(reply)
-
-    def count_answer(self, endpoint: Endpoint | None, status: int) -> None:
-        """For metrics: every answer, and why there was no prediction."""
-        labels = self.answer_labels.get((endpoint, status))
-        if labels is None:
-            where = (endpoint.name, endpoint.predicts) if endpoint else ("_other", True)
-            labels = self.answer_labels[endpoint, status] = answer_labels(*where, status)
-        for name, label in labels.items():
-            self.metrics.count(name, label)
-        if endpoint and endpoint.predicts:
-            self.monitor.counted(status)
 
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:

@@ -62,6 +62,7 @@ def _ready(server, request: Request, body: bytes) -> Reply:
 
 def snapshot(server) -> dict:
     """The metrics of this process, for `render`."""
+    server.tally.flush()
     gauges = {
         "http_connections": {"": len(server.connections)},
         "queue_rows": {"": server.batcher.depth},

@@ -21,7 +21,6 @@ from torch import Tensor
 from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, replace_file, save_ckpt
 from common.cli import check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
-from common.malloc import keep_memory
 from common.meter import AverageMeter
 from common.run_dir import claim_run_dir, restore
 from common.run_record import record_run
@@ -48,7 +47,6 @@ NOT_CONFIG = {"resume", "device", "run_dir", "preset"}  # may differ when a run 
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     args = parse(argv)
-    keep_memory()
     check_device(args.device)  # first: a wrong flag or file must not set an earlier run aside
     texts = load_data(args)
     with claim_run_dir(args.run_dir, args.resume) as run_dir:

@@ -25,11 +25,11 @@ def crop_flip(pixels: Tensor, pad: int, hflip: bool = True, vflip: bool = False)
     b, s, device = len(pixels), pixels.shape[1], pixels.device
     pad = min(pad, s - 1)  # beyond that there is no more to mirror
     half = (b + torch.randint(2, ()).item()) // 2 if hflip else 0
-    wide = pixels.new_empty(b, s, s + 2 * pad, 3)
-    wide[:half, :, pad : pad + s] = pixels[:half].flip(2)
-    wide[half:, :, pad : pad + s] = pixels[half:]
-    wide[:, :, :pad] = wide[:, :, pad + 1 : 2 * pad + 1].flip(2)
-    wide[:, :, pad + s :] = wide[:, :, s - 1 : s - 1 + pad].flip(2)
+    wide, mirrored = pixels.new_empty(b, s, s + 2 * pad, 3), pixels.flip(2)
+    for part, middle, sides in ((slice(half), mirrored, pixels), (slice(half, b), pixels, mirrored)):
+        wide[part, :, pad : pad + s] = middle[part]
+        wide[part, :, :pad] = sides[part, :, s - 1 - pad : s - 1]
+        wide[part, :, pad + s :] = sides[part, :, 1 : pad + 1]
     down, right = torch.randint(2 * pad + 1, (2, b, 1), device=device)
     row = (torch.arange(-pad, s - pad, device=device) + down).abs()
     row = (s - 1) - ((s - 1) - row).abs()  # mirrored at both ends

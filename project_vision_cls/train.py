@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from common.amp_ckpt import EMA, AmpScaler, EarlyStopper, check_device, replace_file, save_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import JsonlLogger, Progress, plain, provenance
-from common.malloc import keep_memory
 from common.meter import AverageMeter
 from common.muon import Muon
 from common.run_dir import claim_run_dir, restore
@@ -46,7 +45,6 @@ NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  
 def main(argv: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     args = parse(argv)
-    keep_memory()
     check_device(args.device)  # first: a wrong flag or folder must not set an earlier run aside
     photos = load_data(args)
     with claim_run_dir(args.run_dir, args.resume) as run_dir:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.expected import expect, learn
-from common.monitor import expected_accuracy
+from common.window_checks import expected_accuracy
 from project_nlp_intent import perturb as texts
 from project_vision_cls import perturb as photos
 from project_vision_cls.calibrate import answered, learn_accuracy

@@ -18,11 +18,11 @@ import torch
 
 from common.cli import UserError
 from common.feedback import Feedback
-from common.monitor import describe, expected_accuracy
 from common.monitor_pages import best, truths
 from common.offline import page_data, replay
 from common.policy import LEVELS, checked, make_alarms, read_policy
 from common.reference import compare, make_reference, names_of, thresholds
+from common.window_checks import describe, expected_accuracy
 from project_vision_cls.photos import Photos
 from tests.conftest import ROOT, python
 from tests.test_server_microbatch import Tiny, wait_until
@@ -204,7 +204,7 @@ def test_each_project_measures_what_its_checkpoint_and_its_policy_name(project, 
 
 def test_feedback_finds_its_answer_once():
     feedback = Feedback(prefix="me-")
-    feedback.remember("me-1", [{"pred": 4, "label": "mug"}, ValueError("bad"), {"pred": 1, "label": "cup"}])
+    feedback.remember([("me-1", [{"pred": 4, "label": "mug"}, ValueError("bad"), {"pred": 1, "label": "cup"}])])
     assert feedback.join({"req_id": "me-1", "label": "mug"}) == "joined"
     assert feedback.join({"req_id": "me-1", "label": "mug"}) == "duplicate"
     assert feedback.join({"req_id": "me-1", "label": "mug", "item": 1}) == "duplicate"
@@ -216,16 +216,15 @@ def test_feedback_finds_its_answer_once():
         if words:
             with pytest.raises(ValueError, match=words):
                 feedback.join({"req_id": "me-1", **truth})
-    feedback.remember("me-2", [{"pred": 4, "label": "mug"}])
+    feedback.remember([("me-2", [{"pred": 4, "label": "mug"}])])
     with pytest.raises(ValueError, match="these answers are classes; wanted label"):
         feedback.join({"req_id": "me-2", "value": 1.0})
 
 
 def test_feedback_scores_forecasts():
     feedback = Feedback()
-    feedback.remember(
-        "1", [{"pred": 2.0, "lower": 1.0, "upper": 3.0}, {"pred": [1, 2], "lower": [0, 0], "upper": [3, 3]}]
-    )
+    one, two = {"pred": 2.0, "lower": 1.0, "upper": 3.0}, {"pred": [1, 2], "lower": [0, 0], "upper": [3, 3]}
+    feedback.remember([("1", [one, two])])
     assert feedback.join({"req_id": "1", "value": 2.5}) == "joined"
     with pytest.raises(ValueError, match="found 1 numbers, wanted the 2 of the forecast"):
         feedback.join({"req_id": "1", "value": 2.5, "item": 1})
@@ -240,7 +239,7 @@ def test_feedback_scores_forecasts():
 def test_feedback_forgets_the_oldest():
     feedback = Feedback(most=100, prefix="a-")
     for n in range(1000):
-        feedback.remember(f"a-{n}", [{"pred": n, "label": str(n)}])
+        feedback.remember([(f"a-{n}", [{"pred": n, "label": str(n)}])])
     assert feedback.state()["remembered"] == 100
     assert feedback.join({"req_id": "a-899", "label": "899"}) == "late"
     assert feedback.join({"req_id": "a-900", "label": "900"}) == "joined"

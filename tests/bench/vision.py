@@ -26,9 +26,8 @@ import torch
 import torch.nn.functional as F
 
 from common.amp_ckpt import EMA, AmpScaler
-from common.cli import command_parser
+from common.cli import command_parser, run
 from common.log import read_jsonl
-from common.malloc import keep_memory
 from project_vision_cls import train
 from project_vision_cls.augment import augmented
 from project_vision_cls.data import channel_stats, make_loader, to_input
@@ -110,7 +109,6 @@ def median_ratio(upper: list[float], lower: list[float]) -> float:
 
 def loader_ratio(data: Path, out: Path, args: argparse.Namespace) -> float:
     """Photos/s of the training loop (loader, augmentation, EMA and all) over those of a bare loop, same net."""
-    keep_memory()  # as train does: the bare loop gets it too
     flags = train.parse(["--train_root", str(data / "train"), "--cache_dir", str(out / "cache"), *args.flags.split()])
     photos, _ = train.load_data(flags)
     mean, std = channel_stats(photos)
@@ -165,4 +163,4 @@ def inference_ratio(test: Path, out: Path, rounds: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
