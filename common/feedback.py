@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 
 import numpy as np
 
@@ -33,21 +32,32 @@ class Feedback:
 
     def __init__(self, most: int = 10_000, prefix: str = ""):
         self._most, self._prefix = most, prefix
-        self._answers: OrderedDict[str, list] = OrderedDict()
+        # a ring: every request pays for it, and an ordered dict of so many costs four times as much. Few are asked
+        # for, so the index of the ring waits until one is.
+        self._ids, self._answers, self._came = [""] * most, [()] * most, 0
+        self._index: dict[str, int] = {}  # the number of the latest request with an id, up to number `_indexed`
+        self._indexed = 0
         self._lock = threading.Lock()
         self.counts = dict.fromkeys(RESULTS, 0)
         self.windows = {name: SlidingWindow(WINDOW) for name in ("accuracy", "error", "coverage")}
 
     def remember(self, answers: list[tuple[str, list]]) -> None:
         """Keep what is needed of [(id of a request, its results), ...]. An id that comes again replaces the earlier."""
-        found = [
-            (req_id, [None if isinstance(result, Exception) else kept(result) for result in results])
-            for req_id, results in answers
-        ]
         with self._lock:
-            self._answers.update(found)
-            while len(self._answers) > self._most:
-                self._answers.popitem(last=False)
+            for req_id, results in answers:
+                place = self._came % self._most
+                self._ids[place] = req_id
+                self._answers[place] = [None if isinstance(result, Exception) else kept(result) for result in results]
+                self._came += 1
+
+    def _find(self, req_id: str) -> list | None:
+        if len(self._index) > 2 * self._most:  # mostly of requests that are gone
+            self._index, self._indexed = {}, 0
+        for number in range(max(self._indexed, self._came - self._most), self._came):
+            self._index[self._ids[number % self._most]] = number
+        self._indexed = self._came
+        number = self._index.get(req_id, -1)
+        return self._answers[number % self._most] if 0 <= number >= self._came - self._most else None
 
     def join(self, truth: dict) -> str:
         """Score one answer by {"req_id", "label" or "value", "item" (its place in the list, default 0)}.
@@ -56,7 +66,7 @@ class Feedback:
         """
         req_id, item = truth["req_id"], truth.get("item", 0)
         with self._lock:
-            answers = self._answers.get(req_id)
+            answers = self._find(req_id)
             if answers is None:
                 return "late" if self._prefix and req_id.startswith(self._prefix) else "unknown"
             if item >= len(answers):
@@ -80,7 +90,7 @@ class Feedback:
         means = {
             name: {"value": window.mean(), "n": len(window)} for name, window in self.windows.items() if len(window)
         }
-        return {**self.counts, "remembered": len(self._answers), **means}
+        return {**self.counts, "remembered": min(self._came, self._most), **means}
 
 
 def kept(result: dict) -> tuple:

@@ -245,6 +245,19 @@ def test_feedback_forgets_the_oldest():
     assert feedback.join({"req_id": "a-900", "label": "900"}) == "joined"
 
 
+def test_feedback_finds_the_newest_of_an_id_however_seldom_it_is_asked():
+    feedback = Feedback(most=10, prefix="a-")
+    for n in range(100):
+        feedback.remember([(f"a-{n}", [{"pred": 0, "label": "old"}]), ("again", [{"pred": n, "label": str(n)}])])
+        if n % 7 == 0:  # the index is behind, or has been thrown away since
+            assert feedback.join({"req_id": "again", "label": str(n)}) == "joined"
+            assert feedback.join({"req_id": f"a-{n}", "label": "old"}) == "joined"
+            assert feedback.join({"req_id": f"a-{n - 5}", "label": "old"}) == "late"
+            assert feedback.join({"req_id": f"a-{n}", "label": "old"}) == "duplicate"
+    assert feedback.state()["accuracy"]["value"] == 1.0
+    assert len(feedback._index) <= 30
+
+
 def test_of_several_workers_one_knows():
     found = [
         {"joined": 1, "duplicate": 0, "late": 1, "unknown": 1},
