@@ -36,7 +36,7 @@ PRESETS = {
     "quick": {},  # the flags' own defaults
     "accurate": {"epochs": 0, "lr": 1e-2, "bs": 64, "patience": 0, "cutmix": 0.5, "mirror": True},
 }
-PHOTOS_SEEN = 200_000  # by `--epochs 0`, within 20 to 40 epochs
+PHOTOS_SEEN = 300_000  # by `--epochs 0`, within 20 to 40 epochs
 toggle = argparse.BooleanOptionalAction
 whole, count, share, some = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 NOT_CONFIG = {"resume", "workers", "cache_dir", "device", "run_dir", "preset"}  # may differ when a run goes on
