@@ -210,7 +210,7 @@ class Canary:
             self._record(job, "hung" if slow and fault == "" else fault, now)
         if job.twin in self.waiting and job.twin.arm == "shadow":
             job.twin.accepted_at, job.twin.deadline = time.monotonic(), time.monotonic() + self.patience_s
-            self.decoders.put(job.twin)
+            self.server.loop.call_soon(self.decoders.put, job.twin)  # the answer is sent first
         if job.share and error is None and isinstance(job.results[0], dict):
             self.answers[job.connection.req_id] = (job.arm == "canary", job.share, kept(job.results[0]))
             if len(self.answers) > REMEMBERED:
