@@ -1,8 +1,9 @@
 """python -m tests.bench.limits --bodies BODIES --threads 1 --seconds 3
 
-What decode and the model do alone, in one loop, without any server: the mark that servers are measured by. BODIES holds
-one request a line, as the load generators read it. With --ckpt the photo model, else the intent model. The last line is
-one JSON object: ms of one forward pass for one item, and items a second of decode + model at the best batch size.
+What decode and the model do alone, in one loop, without any server: the mark that servers are measured by. It is a plain
+loop, as one would write it; --keep_memory gives it what our commands have (common.malloc). BODIES holds one request a
+line, as the load generators read it. With --ckpt the photo model, else the intent model. The last line is one JSON
+object: ms of one forward pass for one item, and items a second of decode + model at the best batch size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from common.cli import command_parser, number, run
+from common.cli import command_parser, number
+from common.malloc import keep_memory
 from project_vision_cls.inference import Predictor
 from project_vision_cls.serve import Photos
 from tests.bench.intent_app import Intents
@@ -35,7 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--ckpt", default="", help="checkpoint of the photo model; empty: the intent model")
     add("--threads", type=number(int, 1), default=1, help="threads of torch, and of decoding")
     add("--seconds", type=number(float, 0), default=3.0, help="time spent on each batch size")
+    add("--keep_memory", action="store_true", help="use freed memory again")
     args = parser.parse_args(argv)
+    if args.keep_memory:
+        keep_memory()
     torch.set_num_threads(args.threads)
     key, predictor = load_predictor(args.ckpt)
     items = [json.loads(line)[key] for line in Path(args.bodies).read_text().splitlines()]
@@ -76,4 +81,4 @@ def items_per_s(predictor: Intents | Photos, items: list, pool: ThreadPoolExecut
 
 
 if __name__ == "__main__":
-    run(main)
+    main()
