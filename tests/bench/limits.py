@@ -1,9 +1,9 @@
 """python -m tests.bench.limits --bodies BODIES --threads 1 --seconds 3
 
-What decode and the model do alone, in one loop, without any server: the mark that servers are measured by. It is a plain
-loop, as one would write it; --keep_memory gives it what our commands have (common.malloc). BODIES holds one request a
-line, as the load generators read it. With --ckpt the photo model, else the intent model. The last line is one JSON
-object: ms of one forward pass for one item, and items a second of decode + model at the best batch size.
+What decode and the model do alone, in one loop, without any server: the mark that servers are measured by. It is a
+plain loop, as one would write it; --keep_memory gives it what our commands have (common.malloc). BODIES holds one
+request a line, as the load generators read it. With --ckpt the photo model, else the intent model. The last line is one
+JSON object: ms of one forward pass for one item, and items a second of decode + model at the best batch size.
 """
 
 from __future__ import annotations
