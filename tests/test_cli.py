@@ -95,6 +95,13 @@ def test_a_bug_keeps_its_traceback(command):
     assert "RuntimeError: a bug" in done.stderr
 
 
+def test_a_command_keeps_the_memory_it_frees(monkeypatch):
+    order = []
+    monkeypatch.setattr(cli, "keep_memory", lambda: order.append("kept"))
+    cli.run(lambda: order.append("ran"))
+    assert order == ["kept", "ran"]
+
+
 def test_an_unknown_flag_is_refused(command):
     done = command("--rat_e", "1")
     assert done.returncode == 2

@@ -26,6 +26,16 @@ def test_singular_values_end_near_one_and_the_vectors_stay(shape, size):
     assert (rotated.diag() > 0).all()  # signs stay, too
 
 
+def test_small_matrices_give_what_the_large_one_would():
+    matrix = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    x = (matrix / matrix.norm()).double()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    torch.testing.assert_close(orthogonalise(matrix).double(), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(orthogonalise(matrix.T).double(), x.T, rtol=0, atol=1e-5)
+
+
 def test_zero_and_one_by_one():
     assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5))
     assert orthogonalise(torch.tensor([[-7.0]])).item() == pytest.approx(-1, abs=0.32)
