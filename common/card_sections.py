@@ -31,18 +31,24 @@ def front_matter(page: Page, found: dict) -> None:
         {
             "task": {"type": task},
             "dataset": {"type": f"{run['project']}-{name}", "name": f"{run['project']} {name}", "split": name},
-            "metrics": [{"type": key, "name": key, "value": value} for key, value in headline(scores).items()],
+            "metrics": [{"type": key, "name": key, "value": value} for key, value in measured(scores).items()],
         }
         for name, scores in run["eval"].items()
-        if headline(scores)
+        if measured(scores)
     ]
-    held = {"library_name": "pytorch", "pipeline_tag": task, "tags": ["ml-e2e", run["project"]], "language": page.lang}
+    held = {"library_name": "pytorch", "pipeline_tag": task, "tags": ["ml-e2e", run["project"]]}
+    held |= {"language": facts["language"].replace(",", " ").split()} if "language" in facts else {}
     if licence := facts.get("licence"):
         known = licence.lower() in LICENCES
         held |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
     held |= {"model-index": [{"name": name_of(run), "results": results}]} if results else {}
     page.lines += ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in held.items()), "---"]
     page.text(f"# {page.say('model card')}: {name_of(run)}")
+
+
+def measured(scores: dict) -> dict[str, float]:
+    """The single scores of an evaluation, without its counts and what was set."""
+    return {key: value for key, value in headline(scores).items() if isinstance(value, float) and key != "temperature"}
 
 
 def name_of(run: dict) -> str:

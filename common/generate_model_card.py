@@ -28,6 +28,7 @@ from common.reference import thresholds
 from common.run_record import read_json, read_run, write_json
 
 FACTS = ("task", "intended_use", "out_of_scope_use", "limits", "licence", "contact", "data_source", "data_licence")
+FACTS += ("language",)  # of the texts, by the Hub's names: "en, ko"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -96,6 +96,7 @@ def test_korean(run):
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert heads[0] == "사용 목적"
     assert all(re.search("[가-힣]", head) for head in heads)
+    assert "language:" not in text  # of the model, which nobody told
     assert "# 데이터 카드" in (run / "DATA_CARD.md").read_text()
     assert card_problems(run) == []  # judged in the language it was written in
     assert len(LANGUAGES) == 2
@@ -106,10 +107,14 @@ def test_korean(run):
 def test_facts_beside_the_data_and_given_ones(run, tmp_path, colour_photos):
     (run / "card.toml").unlink()
     given = tmp_path / "given.toml"
-    given.write_text('limits = "only colours"\n')
+    given.write_text('limits = "only colours"\nlanguage = "en, ko"\n')
     generate_model_card.main(["--run_dir", str(run), "--facts", str(given)])
     facts = json.loads((run / "card.json").read_text())["facts"]
     assert facts["limits"] == "only colours"
+    front = (run / "MODEL_CARD.md").read_text().split("---")[1]
+    assert 'language: ["en", "ko"]' in front
+    assert '"type": "accuracy"' in front
+    assert '"type": "temperature"' not in front
     assert facts["task"] == "image-classification"  # of the project
     assert not FACTS.keys() & facts.keys()
     beside = colour_photos / "card.toml"
