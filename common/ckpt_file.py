@@ -28,6 +28,13 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written or used; the text names file, found, wanted and the next step."""
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a file; OSError also for a pipe or a device, which might never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError("not a regular file")
+    return path.read_bytes()
+
+
 def read_whole(path: Path) -> io.BytesIO:
     """The checkpoint, a zip archive, packed anew from its entries after each one's checksum was right.
 
@@ -35,11 +42,13 @@ def read_whole(path: Path) -> io.BytesIO:
     A file that is named by a SHA-256, as a registry names them, must have it: these very bytes are checked.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; train first, or pass the --ckpt of a finished run") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); wanted a file such as best.pt") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}); wanted a file such as best.pt"
+        ) from error
     if re.fullmatch("[0-9a-f]{64}", path.stem) and (found := hashlib.sha256(data).hexdigest()) != path.stem:
         raise CheckpointError(f"{path}: its content has the SHA-256 {found[:12]}…, so it was changed; roll back")
     whole = io.BytesIO()

@@ -206,7 +206,8 @@ class Refusals:
     def _send(self) -> None:
         connections, self.connections = self.connections, []
         for connection in connections:
-            connection.write()
+            if connection.unsent:  # else it was sent with what came behind, and the connection may be closing
+                connection.write()
 
 
 def close_port(server) -> None:

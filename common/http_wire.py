@@ -24,6 +24,7 @@ CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?[ 
 # line ends other than CRLF, and NUL; a CR that ends the buffer may still get its LF
 BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 ABSOLUTE_TARGET = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
+MOST_CHUNKS = 20_000  # of one body: reading a chunk of one byte takes as long as one of a thousand
 ONCE_ONLY = ("content-length", "transfer-encoding", "host")
 CHUNK_LINE_BYTES = 256
 CACHED_HEAD_BYTES = 1024
@@ -125,6 +126,7 @@ class RequestParser:
     def _start_body(self, length: int, chunked: bool) -> None:
         self._left, self._chunked = length, chunked
         self._body, self._total, self._last, self._keep = bytearray(), 0, False, True
+        self._chunks = 0
 
     def _read_sized(self) -> bytes | None:
         if not self._keep:
@@ -153,6 +155,9 @@ class RequestParser:
             self._left = int(size[1], 16)
             self._last = self._left == 0
             self._total += self._left
+            self._chunks += 1
+            if self._chunks > MOST_CHUNKS:
+                raise WireError(413, f"the body comes in more than {MOST_CHUNKS} chunks")
             _check_body_size(self._total, self.limits.body_bytes)
         return None
 

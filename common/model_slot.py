@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from common.batcher import MicroBatcher, ModelError, checked
+from common.ckpt_file import read_regular
 from common.cli import UserError
 from common.releases import served_file
 
@@ -115,7 +116,7 @@ class ModelSlot:
         if wanted is None:
             return
         try:
-            found = hashlib.sha256(Path(ckpt).read_bytes()).hexdigest()
+            found = hashlib.sha256(read_regular(Path(ckpt))).hexdigest()
         except OSError as error:
             raise UserError(f"{ckpt}: cannot be read ({error.strerror or error})") from error
         if found != wanted.lower():

@@ -11,9 +11,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
+
+from common.cli import UserError
+
+
+def partial_of(out: Path) -> Path:
+    """Where the rows of `out` are written until all are there. Raises UserError where that cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: its folder cannot be made ({error.strerror}); pass another place") from error
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: {'is a folder' if out.is_dir() else 'may not be written'}; pass a file's name")
+    return out.with_name(out.name + ".partial")
 
 
 def whole_rows(path: Path) -> Iterator[tuple[list[str] | dict, int]]:

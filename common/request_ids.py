@@ -14,7 +14,8 @@ from itertools import count
 
 from common.http_wire import Request
 
-TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# what follows the flags, in a version to come, is passed over
+TRACE = re.compile(r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 NOT_IN_ID = re.compile(r"[^A-Za-z0-9._:-]")
 
 
@@ -28,4 +29,5 @@ class RequestIds:
         """(id, traceparent of a span that is a child of the caller's; "" without a valid one)."""
         sent, trace = request.headers.get("x-request-id"), request.headers.get("traceparent")
         req_id = (sent and NOT_IN_ID.sub("", sent)[:128]) or f"{self.start}-{next(self.count):x}"
-        return req_id, f"{trace[:36]}{secrets.token_hex(8)}{trace[52:]}" if trace and TRACE.fullmatch(trace) else ""
+        valid = trace and TRACE.fullmatch(trace)
+        return req_id, f"00{trace[2:36]}{secrets.token_hex(8)}{trace[52:55]}" if valid else ""

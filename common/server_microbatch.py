@@ -202,7 +202,11 @@ class Server:
 
     def _reload_by_signal(self) -> None:
         task = self.loop.create_task(self.reload({}))
-        task.add_done_callback(lambda task: task.exception())  # the log has it already
+        task.add_done_callback(self._reloaded_by_signal)
+
+    def _reloaded_by_signal(self, task: asyncio.Task) -> None:
+        if (error := task.exception()) and getattr(error, "status", 0) == 409:  # else the log has it already
+            log.error("SIGHUP: no reload now, the old model goes on: %s", error)
 
     async def _asked_by_supervisor(self, what: str, value: object) -> object:
         if what in ("snapshot", "apply"):

@@ -40,8 +40,9 @@ def load_json(data: bytes) -> object:
 def _unique_keys(pairs: list) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise HttpError(400, f"key {next(key for key in keys if keys.count(key) > 1)[:80]!r} appears twice")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise HttpError(400, f"key {twice[:80]!r} appears twice")
     return value
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
-from common.partial import whole_rows
+from common.partial import partial_of, whole_rows
 from project_nlp_intent.encode import Encoded, Encoder
 from project_nlp_intent.model import build_model
 from project_nlp_intent.read import SUFFIXES, records
@@ -188,8 +188,7 @@ def write_rows(
     resume: keep the rows that an interrupted call left. Raises UserError where they are of other texts or another
     model, and where there is no text at all; an earlier `out` then stays.
     """
-    partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(out)
     texts, progress, done, failed = iter(texts), Progress(0, "predicting"), 0, 0
     if resume and partial.exists():
         done, failed = _skip_done(partial, texts, predictor.model_id)

@@ -25,6 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from common.amp_ckpt import load_ckpt
 from common.cli import UserError, command_parser, number, run
 from common.log import Progress
+from common.partial import partial_of
 from project_ts_forecast.cells import joined, numbers, quoted, texts
 from project_ts_forecast.data import read_raws
 from project_ts_forecast.flags import layout_of, rules_of
@@ -119,8 +120,7 @@ def write_csv(predictor: Predictor, pieces: Iterator[Piece], out: Path, bs: int,
 
     A thread a core, each with batches of its own: that keeps the cores busier than one forward pass on all of them.
     """
-    partial = out.with_name(out.name + ".partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(out)
     progress, n, threads = Progress(0, "forecasting"), 0, min(torch.get_num_threads(), MOST_THREADS)
     parts, pending = batches(forecast_rows(predictor, pieces, rolling), bs), deque()
     with (

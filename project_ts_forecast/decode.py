@@ -30,6 +30,7 @@ PAST = {  # JSON schema of an item that is an object
         "series_id": {"type": "string", "description": "whose scale is meant, where the model knows several series"},
         "observed": {"type": "array", "description": "rows that came after the values, to be scored as anomalies"},
     },
+    "anyOf": [{"required": ["values"]}, {"required": ["series"]}],
 }
 KEYS = tuple(PAST["properties"])
 

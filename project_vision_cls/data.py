@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from common.cli import UserError
 from common.seed import seed_worker
+from project_vision_cls.decode import to_rgb
 from project_vision_cls.scan import duplicate_groups, list_photos, read_photos, usual_side
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -211,7 +212,7 @@ def make_loader(
 def to_tensor(photo: Image.Image | np.ndarray | Tensor) -> Tensor:
     """Photo or batch (..., H, W, 3) of uint8 → (..., 3, H, W) float32 in [0, 1], in channels-last memory."""
     if isinstance(photo, Image.Image):
-        photo = photo.convert("RGB")
+        photo = to_rgb(photo)
     pixels = photo if isinstance(photo, Tensor) else torch.from_numpy(np.array(photo))
     return pixels.movedim(-1, -3).float() / 255
 

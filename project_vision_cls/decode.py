@@ -150,6 +150,14 @@ def read_pixels(image: Image.Image, size: int, draft: bool = True) -> np.ndarray
         raise PhotoError(f"unreadable: {type(error).__name__}: {error}") from error
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any photo → RGB, upright, on white, in its own size."""
+    image.load()
+    upright = _orientation(image)
+    image = _on_white(_to_8_bit(image))
+    return image.transpose(upright) if upright is not None else image
+
+
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
         with _without_warnings():

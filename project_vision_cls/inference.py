@@ -26,7 +26,7 @@ from torch import Tensor
 from common.amp_ckpt import CheckpointError, load_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
-from common.partial import whole_rows
+from common.partial import partial_of, whole_rows
 from project_vision_cls.data import to_input
 from project_vision_cls.decode import PhotoError, decode
 from project_vision_cls.model import build_model
@@ -183,8 +183,7 @@ def write_csv(
 
     Raises UserError where there is no file at all; an earlier `out_csv` then stays.
     """
-    partial = out_csv.with_name(out_csv.name + ".partial")
-    out_csv.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(out_csv)
     files, done = iter(files), 0
     if resume and partial.exists():
         done = _skip_done(partial, files, root, predictor.model_id)
@@ -265,8 +264,8 @@ def _listed(path: Path) -> Iterator[Path]:
         raise UserError(f"--input_list {path}: no such file; wanted one photo path a line")
 
     def lines() -> Iterator[Path]:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            yield from (Path(line.rstrip("\n")) for line in file if line.strip())
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            yield from (Path(line.rstrip("\n").removesuffix("\r")) for line in file if line.strip())
 
     return lines()
 

@@ -580,6 +580,11 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path, kind):
         assert mark.exists()
 
 
+def test_a_device_is_no_checkpoint():
+    with pytest.raises(CheckpointError, match="/dev/zero: cannot be read \\(not a regular file\\)"):
+        load_ckpt("/dev/zero")
+
+
 def test_a_cut_file_is_refused_at_every_length(tmp_path):
     path, cut = tmp_path / "best.pt", tmp_path / "cut.pt"
     save_ckpt(path, ckpt())

@@ -180,6 +180,16 @@ REFUSED = {
 }
 
 
+def test_a_body_in_very_many_chunks_is_refused():
+    data = post(CHUNKED, body=b"1\r\na\r\n" * 20_001)
+    assert ours(data, limits=Limits(body_bytes=10**6)) == ([], 413)
+    few = post(CHUNKED, body=b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n")
+    assert ours(few, limits=Limits(body_bytes=10**6))[1] == 413  # its end is a chunk too
+    few = post(CHUNKED, body=b"1\r\na\r\n" * 19_999 + b"0\r\n\r\n")
+    (request,), status = ours(few, limits=Limits(body_bytes=10**6))
+    assert (request[4], status) == (b"a" * 19_999, 0)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_requests_and_what_h11_says(name):
     data, status, h11_refuses = REFUSED[name]
@@ -324,6 +334,15 @@ def test_a_response_cannot_be_split():
     ],
 )
 def test_json_that_is_refused(data, words):
+    check_refused(data, words)
+
+
+def test_a_key_that_comes_again_among_very_many():
+    many = ",".join(f'"{n}":0' for n in range(300_000))  # to look at all pairs of them would take an hour
+    check_refused(f'{{{many},"7":1}}'.encode(), "'7' appears twice")
+
+
+def check_refused(data, words):
     with pytest.raises(HttpError, match=words) as refused:
         load_json(data)
     assert refused.value.status == 400

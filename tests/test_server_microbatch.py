@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,23 @@ def test_refusals_pipelined_with_pages_and_predictions_keep_their_order(tiny):
         client.sendall(nowhere + b"no request\r\n\r\n")
         assert [read_answer(stream)[0] for _ in range(2)] == [404, 400]
         assert stream.read() == b""
+
+
+def test_a_client_that_leaves_keeps_no_refusal_from_the_others(tiny):
+    nowhere = b"GET /nowhere HTTP/1.1\r\nHost: t\r\n"
+    with ExitStack() as stack:
+        leaving, *others = clients = [stack.enter_context(tiny.socket()) for _ in range(6)]
+        for client in clients:  # connected, not only in the kernel's queue
+            client.sendall(b"GET /live HTTP/1.1\r\nHost: t\r\n\r\n")
+            assert read_answer(client.makefile("rb"))[0] == 200
+        os.kill(tiny.process.pid, signal.SIGSTOP)  # so that all that follows arrives in one turn of the loop
+        try:
+            leaving.sendall(nowhere + b"\r\n" + nowhere + b"Connection: close\r\n\r\n")
+            for client in others:
+                client.sendall(nowhere + b"\r\n")
+        finally:
+            os.kill(tiny.process.pid, signal.SIGCONT)
+        assert [read_answer(client.makefile("rb"))[0] for client in clients] == [404] * 6
 
 
 def test_http_1_0_head_and_expect(tiny):

@@ -167,6 +167,7 @@ def test_reload_swaps_the_model(operate):
         ('{"id": "m2", "gain": "x"}', {}, "refused"),
         ('{"id": "m2", "gain": 3}', {"ckpt": "/nowhere"}, "/nowhere"),
         ('{"id": "m2", "gain": 3}', {"ckpt": "/nowhere", "sha256": "0" * 64}, "cannot be read"),
+        ('{"id": "m2", "gain": 3}', {"ckpt": "/dev/zero", "sha256": "0" * 64}, "not a regular file"),
     ],
 )
 def test_a_refused_model_changes_nothing(operate, text, wanted, words):
@@ -269,8 +270,18 @@ def test_a_trace_goes_on_as_a_child(operate, tmp_path):
     headers = server.predict("1", traceparent=sent)[1]
     assert re.fullmatch("00-0af7651916cd43dd8448eb211c80319c-[0-9a-f]{16}-01", headers["traceparent"])
     assert headers["traceparent"] != sent
-    for wrong in ("", "00-xyz", sent.upper(), f"00-{'0' * 32}-b7ad6b7169203331-01", "ff" + sent[2:], sent + "-1"):
+    for wrong in (
+        "",
+        "00-xyz",
+        sent.upper(),
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        "ff" + sent[2:],
+        sent + "-1",
+        sent + "1",
+    ):
         assert "traceparent" not in server.predict("1", traceparent=wrong)[1]
+    for newer in ("01" + sent[2:], "cc" + sent[2:] + "-what"):  # what a version to come adds is passed over
+        assert server.predict("1", traceparent=newer)[1]["traceparent"][:36] == headers["traceparent"][:36]
     assert server.stop() == 0
     first, second = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()[:2]]
     assert first["traceparent"] == headers["traceparent"]

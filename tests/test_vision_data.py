@@ -4,6 +4,7 @@ Class folders → data sets, splits, batches and the manifest.
 """
 
 import csv
+import io
 import json
 import pickle
 import shutil
@@ -313,6 +314,12 @@ def test_to_tensor(photos):
     read_only.setflags(write=False)
     assert torch.equal(to_tensor(read_only), to_tensor(array))
     assert to_tensor(Image.new("L", (5, 4), 255)).shape == (3, 4, 5)
+    gray = Image.fromarray(np.full((4, 5), 30_000, np.uint16))
+    assert to_tensor(gray).max().item() == pytest.approx(117 / 255)  # 16 bits, and not white
+    turned, file = Image.Exif(), io.BytesIO()
+    turned[0x0112] = 6
+    Image.new("RGB", (5, 4)).save(file, "PNG", exif=turned)
+    assert to_tensor(Image.open(file)).shape == (3, 5, 4)
     pixels = photos[[0, 1, 2]][0]
     kept = pixels.clone()
     batch = to_tensor(pixels)

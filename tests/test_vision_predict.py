@@ -150,7 +150,19 @@ def test_a_list_of_files_in_its_own_order(colour_run, odd_photos, tmp_path):
     )  # fmt: skip
     rows = rows_of(tmp_path / "p.csv")
     assert [row["path"] for row in rows] == names
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode())  # as Windows has it
+    assert list(map(str, inference._listed(tmp_path / "list.txt"))) == names
     assert [row["status"] == "ok" for row in rows] == [True, False, True]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(colour_run, odd_photos, tmp_path):
+    (tmp_path / "taken").write_text("")
+    for place, words in ((tmp_path, "is a folder"), (tmp_path / "taken" / "p.csv", "its folder cannot be made")):
+        with pytest.raises(UserError, match=words):
+            inference.main(
+                ["--ckpt", str(colour_run / "best.pt"), "--input_dir", str(odd_photos), "--out_csv", str(place)]
+            )
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_an_interrupted_csv_goes_on_where_it_stopped(colour_run, odd_photos, tmp_path):
