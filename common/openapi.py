@@ -162,7 +162,7 @@ def _told(server) -> dict[str, dict]:
             route.path: {
                 "summary": "The same model, asked in another way.",
                 "content": as_json(fields(ADDED)),
-                "body": as_json(route.whole),
+                "body": {"application/json": {"schema": route.whole, "example": route.whole["examples"][0]}},
             }
             for route in server.route.beside
         },

@@ -39,6 +39,7 @@ ROW = {  # JSON schema of a single row
     "type": "object",
     "additionalProperties": False,
     "required": ["series_id", "time", "value"],
+    "examples": [{"series_id": "meter1", "time": "2024-05-29 08:00", "value": 130.2}],
     "properties": {
         "series_id": {"type": "string", "minLength": 1, "maxLength": 200},
         "time": {"type": ["string", "number"], "description": "a stamp, or a row number where the data had no stamps"},

@@ -46,14 +46,14 @@ checks.positive_data_acceptance.expected-statuses = [
 
 
 @pytest.fixture(scope="module")
-def text():
-    with served("tests.tiny_models", "--form", "text", "--queue", "40", **TOKENS) as url:
+def text(intent_run):
+    with served("project_nlp_intent.serve", "--ckpt", intent_run / "best.pt", "--queue", "40", **TOKENS) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
-def series():
-    with served("tests.tiny_models", "--form", "series", **TOKENS) as url:
+def series(wave_run):
+    with served("project_ts_forecast.serve", "--ckpt", wave_run / "best.pt", **TOKENS) as url:
         yield url
 
 
