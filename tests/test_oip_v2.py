@@ -371,6 +371,32 @@ def test_the_same_photo_gives_the_same_probabilities_by_every_way(colour_run, co
     server.close()
 
 
+class Texts(Tiny):
+    script_text = "from project_nlp_intent.serve import main\nmain()\n"
+
+
+class Series(Tiny):
+    script_text = "from project_ts_forecast.serve import main\nmain()\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "name", "key"), [(Texts, "intent_run", "intent", "text"), (Series, "wave_run", "ts", "values")]
+)
+def test_the_other_real_servers_in_binary(kind, run, name, key, request, client, tmp_path):
+    ckpt = request.getfixturevalue(run) / "best.pt"
+    server = kind(tmp_path, "--ckpt", str(ckpt), ready=False)
+    assert server.process.stdout.readline().startswith("ready with model"), server.stderr()
+    paths = server.ask("GET", "/openapi.json")[2]["paths"]
+    route = next(path for path in ("/predict", "/forecast") if path in paths)
+    item = paths[route]["post"]["requestBody"]["content"]["application/json"]["examples"]["one"]["value"]
+    sent = (strings(item[key].encode()), "BYTES") if key == "text" else (np.array([item[key]], np.float64), "FP64")
+    answer, plain = client(server).infer(name, [tensor(key, *sent)]), server.ask("POST", route, item)[2]
+    wanted = np.asarray(plain["pred"], np.float64).reshape(-1)
+    assert answer.as_numpy("pred").reshape(-1).tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
+    assert server.stop() == 0
+    server.close()
+
+
 # -- strictness, in this process --
 
 TEXT = OpenInference(Route("/p", key="text", form="text"), {"pred": 1, "label": "a"})
