@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 
 import numpy as np
 
 from common.window import SlidingWindow
 
 WINDOW = 500  # joined answers
+CHECK = 100  # joined answers of one check of the alarms
 MOST_NUMBER, MOST_VALUE = 1_000_000, 1e300  # a class or a place in a list; a value, either way
-RESULTS = ("joined", "duplicate", "late", "unknown")
+RESULTS = ("joined", "duplicate", "unknown_label", "late", "unknown")
 
 
 class Feedback:
@@ -40,6 +42,8 @@ class Feedback:
         self._lock = threading.Lock()
         self.counts = dict.fromkeys(RESULTS, 0)
         self.windows = {name: SlidingWindow(WINDOW) for name in ("accuracy", "error", "coverage")}
+        self._scored = 0
+        self.checks: deque[dict] = deque(maxlen=WINDOW)  # the means after each CHECK scores, until they are looked at
 
     def remember(self, answers: list[tuple[str, list]]) -> None:
         """Keep what is needed of [(id of a request, its results), ...]. An id that comes again replaces the earlier."""
@@ -59,10 +63,11 @@ class Feedback:
         number = self._index.get(req_id, -1)
         return self._answers[number % self._most] if 0 <= number >= self._came - self._most else None
 
-    def join(self, truth: dict) -> str:
+    def join(self, truth: dict, model: object = None, dry: bool = False) -> str:
         """Score one answer by {"req_id", "label" or "value", "item" (its place in the list, default 0)}.
 
-        One of RESULTS. Raises ValueError where the truth does not fit the answer.
+        One of RESULTS. Raises ValueError where the truth does not fit the answer. What is out of scope for the model
+        is joined without a score: the accuracy of validation is of what is in scope. dry: change nothing.
         """
         req_id, item = truth["req_id"], truth.get("item", 0)
         with self._lock:
@@ -73,10 +78,17 @@ class Feedback:
                 raise ValueError(f"item is {item}, and the request had {len(answers)}")
             if answers[item] is None:  # it had an error, or its truth is known already
                 return "duplicate"
-            found = scores(answers[item], truth)
+            if "label" in truth and not known(truth["label"], model):
+                return "unknown_label"
+            found = {} if outside(truth, model) else scores(answers[item], truth)
+            if dry:
+                return "joined"
             answers[item] = None
         for name, value in found.items():
             self.windows[name].push(value)
+        self._scored += bool(found)
+        if found and self._scored % CHECK == 0:
+            self.checks.append(self.means())
         return "joined"
 
     def count(self, results: dict[str, int]) -> None:
@@ -87,10 +99,26 @@ class Feedback:
 
     def state(self) -> dict:
         """Counts, and the means over the latest joined answers: {"accuracy": {"value", "n"}, ...}."""
-        means = {
+        return {**self.counts, "remembered": min(self._came, self._most), **self.means()}
+
+    def means(self) -> dict:
+        """{"accuracy": {"value", "n"}, ...} of the latest joined answers, as far as there are any."""
+        return {
             name: {"value": window.mean(), "n": len(window)} for name, window in self.windows.items() if len(window)
         }
-        return {**self.counts, "remembered": min(self._came, self._most), **means}
+
+
+def known(label: str | int, model: object) -> bool:
+    """Whether a model has a class of this name or number, or calls so what is out of scope; any, if it tells none."""
+    classes = getattr(model, "classes", None)
+    if classes is None:
+        return True
+    return label < len(classes) if isinstance(label, int) else label in (*classes, getattr(model, "oos_label", ""))
+
+
+def outside(truth: dict, model: object) -> bool:
+    """Whether a truth says that its input was out of scope."""
+    return "label" in truth and truth["label"] == getattr(model, "oos_label", None)
 
 
 def kept(result: dict) -> tuple:

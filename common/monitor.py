@@ -65,7 +65,7 @@ class Monitor:
         self._wake, self._stopped = threading.Event(), False
         self.each_second: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
-        self._told_again, self._labels_seen = 0.0, 0
+        self._told_again = 0.0
 
     def start(self) -> None:
         if not self.off:
@@ -216,10 +216,8 @@ class Monitor:
         """What depends on the time and on labels, not on the traffic."""
         if self.budgets:
             self.alarms.run({f"slo_{name}": budget.value() for name, budget in self.budgets.items()})
-        joined = self.feedback.counts["joined"]
-        if joined - self._labels_seen >= SHORT:
-            self._labels_seen = joined
-            checks = label_checks(self.feedback.state(), getattr(self._model, "reference", None) or {})
+        while self.feedback.checks:
+            checks = label_checks(self.feedback.checks.popleft(), getattr(self._model, "reference", None) or {})
             self.alarms.run({name: check for name, check in checks.items() if name in self.alarms})
 
     def _tell(self) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 
 from common.dashboard import dashboard
 from common.endpoints import GET, POST, Endpoint, Reply, json_reply, later
-from common.feedback import MOST_NUMBER, MOST_VALUE, RESULTS
+from common.feedback import MOST_NUMBER, MOST_VALUE, RESULTS, outside
 from common.http_connection import Connection
 from common.http_wire import HttpError
 from common.metrics import escaped
@@ -174,7 +174,7 @@ def _data_reply(server, views: list[dict]) -> Reply:
 
 def answer_worker(server, what: str, value: object) -> object:
     """What the supervisor gathers from each worker for the one that was asked."""
-    return view(server) if what == "view" else joined(server, value)
+    return view(server) if what == "view" else joined(server, value, dry=what == "check")
 
 
 def _canary(server) -> dict | None:
@@ -218,14 +218,16 @@ def whole(value: object) -> int | None:
     return int(value) if good else None
 
 
-def joined(server, items: list[dict]) -> dict:
-    """How many of the items were joined, duplicate, late or unknown. Raises HttpError 422."""
-    counts = dict.fromkeys(RESULTS, 0)
+def joined(server, items: list[dict], dry: bool = False) -> dict:
+    """How many of the items had each result. Raises HttpError 422, and has joined none then. dry: joins none."""
+    if not dry:
+        joined(server, items, dry=True)
+    counts, model = dict.fromkeys(RESULTS, 0), server.slot.predictor
     for item in items:
         try:
-            result = server.monitor.feedback.join(item)
+            result = server.monitor.feedback.join(item, model, dry)
             counts[result] += 1
-            if result == "joined":
+            if result == "joined" and not dry and not outside(item, model):
                 server.canary.labelled(item)
         except ValueError as error:
             raise HttpError(422, str(error)) from error
@@ -234,8 +236,12 @@ def joined(server, items: list[dict]) -> dict:
 
 def _feedback_to_all(server, connection: Connection, body: bytes):
     items = truths(body)
-    asked = server.link.ask("gather", {"what": "feedback", "value": items})
-    return later(server, connection, asked, partial(_feedback_reply, server))
+
+    async def ask() -> list[dict]:
+        await server.link.ask("gather", {"what": "check", "value": items})  # any worker may refuse, and none has joined
+        return await server.link.ask("gather", {"what": "feedback", "value": items})
+
+    return later(server, connection, ask(), partial(_feedback_reply, server))
 
 
 def _feedback_reply(server, found: list[dict]) -> Reply:
@@ -247,6 +253,6 @@ def _feedback_reply(server, found: list[dict]) -> Reply:
 def best(found: list[dict]) -> dict:
     """Counts of one answer of several workers, of whom at most one knows each request."""
     total, counts = sum(found[0].values()), {}
-    for result in ("joined", "duplicate", "late"):
+    for result in RESULTS[:-1]:
         counts[result] = min(sum(one[result] for one in found), total - sum(counts.values()))
     return {**counts, "unknown": total - sum(counts.values())}

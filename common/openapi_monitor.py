@@ -28,7 +28,7 @@ def told(path: str) -> dict | None:
             "content": as_json(fields({"name": TEXT, "model_id": TEXT, "workers": list_of(worker)})),
         },
         "/feedback": {
-            "summary": "What turned out to be true of an answer, by its req_id; late and unknown ones are counted.",
+            "summary": "What turned out to be true of an answer, by its req_id; what cannot be joined is counted.",
             "content": as_json(counts),
             "errors": (415, 422),
             "body": {

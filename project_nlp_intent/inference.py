@@ -51,6 +51,7 @@ class Predictor:
         self.top_k, self.example = 5, "where is my order?"
         self.golden: dict | None = None
         self.reference: dict = {}
+        self.oos_label = ""  # what truths call a text that is out of scope
         self.version = self.data_version = ""
 
     @classmethod
@@ -65,6 +66,7 @@ class Predictor:
             raise CheckpointError(f"{ckpt}: the weights do not fit the config beside them ({error})") from error
         predictor = cls(model, assets, device, model_id=file_sha256(ckpt)[:12])
         predictor.golden, predictor.reference = held["golden"], held["reference"]
+        predictor.oos_label = held["config"].get("oos_label", "")
         # when it was trained, in a form that may be part of a URL
         predictor.version = re.sub("[-:]", "", held["provenance"]["utc"]).partition("+")[0]
         predictor.data_version = held["provenance"]["data_version"]

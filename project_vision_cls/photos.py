@@ -36,6 +36,7 @@ class Photos:
         self.predictor, self.model_id = predictor, predictor.model_id
         self.version, self.data_version = predictor.version, predictor.data_version
         self.check_golden, self.reference = predictor.check_golden, predictor.reference
+        self.classes = predictor.classes
         buffer = io.BytesIO()
         Image.fromarray(predictor.example).save(buffer, "PNG")
         self.example = base64.b64encode(buffer.getvalue()).decode()

@@ -11,13 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from common.cli import UserError
-from common.feedback import Feedback
+from common.feedback import RESULTS, Feedback
 from common.monitor_pages import best, truths
 from common.offline import page_data, replay
 from common.policy import LEVELS, checked, make_alarms, read_policy
@@ -221,6 +222,28 @@ def test_feedback_finds_its_answer_once():
         feedback.join({"req_id": "me-2", "value": 1.0})
 
 
+def test_a_label_that_is_no_class_is_not_scored():
+    feedback, model = Feedback(), SimpleNamespace(classes=["mug", "cup"], oos_label="oos")
+    feedback.remember([("1", [{"pred": 0, "label": "mug"}] * 3)])
+    for label in ("Mug", "999", 2, 999):
+        assert feedback.join({"req_id": "1", "label": label}, model) == "unknown_label"
+    assert feedback.join({"req_id": "1", "label": "oos"}, model) == "joined"
+    assert feedback.means() == {}  # as out of scope as nothing is on validation
+    assert feedback.join({"req_id": "1", "label": "cup", "item": 1}, model) == "joined"
+    assert feedback.join({"req_id": "1", "label": 0, "item": 2}, model) == "joined"
+    assert feedback.means() == {"accuracy": {"value": 0.5, "n": 2}}
+
+
+def test_labels_are_checked_by_the_hundred_however_they_come():
+    feedback = Feedback()
+    feedback.remember([("1", [{"pred": 0, "label": "mug"}] * 450)])
+    for item in range(450):
+        feedback.join({"req_id": "1", "label": "cup" if item < 100 else "mug", "item": item})
+    assert [(check["accuracy"]["n"], check["accuracy"]["value"]) for check in feedback.checks] == [
+        (100, 0), (200, 0.5), (300, pytest.approx(2 / 3)), (400, 0.75),
+    ]  # fmt: skip
+
+
 def test_feedback_scores_forecasts():
     feedback = Feedback()
     one, two = {"pred": 2.0, "lower": 1.0, "upper": 3.0}, {"pred": [1, 2], "lower": [0, 0], "upper": [3, 3]}
@@ -260,10 +283,10 @@ def test_feedback_finds_the_newest_of_an_id_however_seldom_it_is_asked():
 
 def test_of_several_workers_one_knows():
     found = [
-        {"joined": 1, "duplicate": 0, "late": 1, "unknown": 1},
-        {"joined": 0, "duplicate": 1, "late": 0, "unknown": 2},
+        {"joined": 1, "duplicate": 0, "unknown_label": 0, "late": 1, "unknown": 2},
+        {"joined": 0, "duplicate": 1, "unknown_label": 1, "late": 0, "unknown": 2},
     ]
-    assert best(found) == {"joined": 1, "duplicate": 1, "late": 1, "unknown": 0}
+    assert best(found) == {"joined": 1, "duplicate": 1, "unknown_label": 1, "late": 1, "unknown": 0}
     assert best(found[:1]) == found[0]
 
 
@@ -437,9 +460,13 @@ def test_labels_that_come_back_are_joined_and_may_alarm(watching):
     items = [
         {"req_id": a["req_id"], "item": n, "label": "shouting" if n % 2 else "calm"} for a in answers for n in range(25)
     ]
-    assert ask(url, "/feedback", items[0]) == {"joined": 1, "duplicate": 0, "late": 0, "unknown": 0}
-    assert ask(url, "/feedback", {"items": [*items, {"req_id": "x", "label": "calm"}]}) == {
-        "joined": 124, "duplicate": 1, "late": 0, "unknown": 1,
+    assert ask(url, "/feedback", items[0]) == {**dict.fromkeys(RESULTS, 0), "joined": 1}
+    with pytest.raises(urllib.error.HTTPError, match="422") as refused:  # and the good ones are joined later
+        ask(url, "/feedback", {"items": [*items, {**items[1], "item": 99}]})
+    refused.value.close()
+    others = [{"req_id": "x", "label": "calm"}, {**items[1], "label": "Calm"}]
+    assert ask(url, "/feedback", {"items": [*others, *items]}) == {
+        "joined": 124, "duplicate": 1, "unknown_label": 1, "late": 0, "unknown": 1,
     }  # fmt: skip
     wait_until(lambda: "accuracy_drop_labels" in ask(url, "/alerts")["firing"], "the alarm of the labels")
     state = ask(url, "/alerts")["workers"][0]["feedback"]
@@ -470,6 +497,7 @@ def test_errors_burn_the_budget_and_fill_the_share(tmp_path):
 def test_several_workers_are_shown_together_and_asked_for_labels(tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(FAST))
     flags = ["--form", "watched", "--policy", tmp_path / "policy.json", "--workers", 2]
+    wrong = [{"item": n, "label": "shouting"} for n in range(25)]
     with served("tests.tiny_models", *flags) as url:
         ids = [ask(url, "/predict", {"text": "hello"})["req_id"] for _ in range(20)]  # each on a connection of its own
         for req_id in ids:  # whichever worker is asked
@@ -479,6 +507,14 @@ def test_several_workers_are_shown_together_and_asked_for_labels(tmp_path):
         assert len({worker["pid"] for worker in workers}) == 2
         assert sum(worker["feedback"]["joined"] for worker in workers) == 20
         assert len(ask(url, "/dashboard/data")["workers"]) == 2
+        ids = [ask(url, "/predict", {"texts": ["calm"] * 25})["req_id"] for _ in range(16)]
+        items = [{"req_id": req_id, **one} for req_id in ids for one in wrong]
+        bad = [{"req_id": req_id, "item": 25, "label": "calm"} for req_id in ids[:1]]
+        with pytest.raises(urllib.error.HTTPError, match="422") as refused:  # of one worker, and none has joined
+            ask(url, "/feedback", {"items": items + bad})
+        refused.value.close()
+        assert ask(url, "/feedback", {"items": items})["joined"] == 400
+        wait_until(lambda: "accuracy_drop_labels" in ask(url, "/alerts")["firing"], "the alarm of the labels")
 
 
 @pytest.mark.prometheus

@@ -57,6 +57,8 @@ class Texts(Tiny):
 class Watched(Texts):
     """Also says what a text is like, and what texts were like when it "was trained"."""
 
+    classes = ("calm", "shouting")
+
     def __init__(self):
         texts = watched_texts(1000)
         answers = self.predict_rows(texts)
