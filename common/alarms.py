@@ -12,6 +12,7 @@ import operator
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 VIOLATED = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -74,9 +75,10 @@ class _State:
 
 
 class AlarmManager:
-    """Alarms by name, and what each has seen so far. Thread-safe."""
+    """Alarms by name, and what each has seen so far. Thread-safe. clock: the Unix time of events and states."""
 
-    def __init__(self):
+    def __init__(self, clock: Callable[[], float] = time.time):
+        self._clock = clock
         self._alarms: dict[str, tuple[Alarm, _State]] = {}
         self._firing: list[str] = []
         self._news: deque[dict] = deque(maxlen=1000)
@@ -87,7 +89,7 @@ class AlarmManager:
         """Returns itself. Raises ValueError for a name that is taken."""
         if alarm.name in self._alarms:
             raise ValueError(f"alarm {alarm.name}: there is one of this name already")
-        self._alarms[alarm.name] = (alarm, _State(since=time.time()))
+        self._alarms[alarm.name] = (alarm, _State(since=self._clock()))
         return self
 
     def remove(self, name: str) -> None:
@@ -96,7 +98,7 @@ class AlarmManager:
             alarm, state = self._alarms.pop(name)
             self._firing = [other for other in self._firing if other != name]
             if state.phase == "firing":
-                event = {**_told(alarm, state), "state": "resolved", "at": time.time(), "since": state.since}
+                event = {**_told(alarm, state), "state": "resolved", "at": self._clock(), "since": state.since}
                 self.history.append(event)
                 self._news.append(event)
 
@@ -153,11 +155,11 @@ class AlarmManager:
             return None
         began = state.since
         if phase != state.phase:
-            state.phase, state.since = phase, time.time()
+            state.phase, state.since = phase, self._clock()
         if phase == "ok":
             return None
         since = began if phase == "resolved" else state.since  # of the firing
-        return {**_told(alarm, state), "state": phase, "at": time.time(), "since": since}
+        return {**_told(alarm, state), "state": phase, "at": self._clock(), "since": since}
 
 
 def _next_phase(alarm: Alarm, state: _State, value: float, now: float) -> str:

@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{found['requests']} requests of model {found['model_id']}, {windows}")
     for feature, times in drifted(found).items():
         print(f"drifted: {feature}, in {times} of them")
+    others = sum(found["lines_of_other_models"].values())
+    print(f"lines of other models: {others}, unreadable: {found['lines_unreadable']}")
+    print(f"not checked: {', '.join(found['not_checked']) or 'nothing'}")
     print(f"→ {out}")
 
 

@@ -410,6 +410,7 @@ def test_the_log_tells_the_same_offline(watching):
     assert last["length"]["effect"] == pytest.approx(live["length"]["effect"], abs=0.02)
     assert last["length"]["drifted"]
     assert last["embedding"]["n"] == 0  # it is not in the log
+    assert found["not_checked"] == ["embedding", "accuracy_drop_labels"]
     assert [e["state"] for e in found["events"] if e["alarm"] == "drift_length"][-1] == "firing"
     page = page_data(found, ckpt, policy)["workers"][0]
     assert page.keys() >= worker.keys() - {"drift"}
@@ -432,6 +433,7 @@ def test_the_command_reads_the_log_of_a_server(colour_run, colour_photos, tmp_pa
     assert {r["feature"] for r in found["windows"][0]["drift"]} >= {"label", "prob", "brightness", "side"}
     done = python(*command, tmp_path / "drift.html")
     assert "80 requests of model" in done.stdout
+    assert "lines of other models: 0, unreadable: 0\nnot checked: " in done.stdout
     assert '"workers":[' in (tmp_path / "drift.html").read_text()
     assert python(*command, tmp_path / "drift.txt").returncode == 2
 
@@ -452,6 +454,29 @@ def test_without_the_lines_of_a_monitor_the_answers_are_compared(tmp_path):
         replay([str(tmp_path / "nothing")], ckpt, "m", policy)
     with pytest.raises(UserError, match="no reference"):
         replay([str(tmp_path / "log")], {"reference": {}}, "m", policy)
+
+
+def test_a_damaged_log_is_read_as_far_as_it_goes_and_has_its_own_time(tmp_path):
+    held = {"label": {"counts": {"a": 50, "b": 50}}, "prob": {"values": torch.linspace(0.5, 1, 100)}}
+    ckpt = {"reference": {"features": held}, "assets": {}, "project": "vision", "provenance": {}}
+    good = {"ts": "2026-01-02T00:00:00+00:00", "model_id": "m", "status": 200, "lat_ms": 5.0, "queue_ms": 1.0}
+    seen = {**good, "event": "features", "features": {"label": ["a"] * 50, "prob": [None] * 50}}
+    bad = [{"status": "200"}, {"status": None}, {"ts": "yesterday"}, {"ts": 5}, {"lat_ms": "5"}, {"model_id": None},
+           {"event": "features"}, {"event": "features", "features": {"label": ["a"], "prob": ["b"]}},
+           {"event": "features", "features": {"label": ["a"], "prob": []}},
+           {"event": "features", "features": {"label": [["a"]], "prob": [1.0]}}]  # fmt: skip
+    lines = [*({**good, **one} for one in bad), seen, {**good, "model_id": "other"}]
+    lines += [{**good, "status": 200 + 300 * (n % 2)} for n in range(200)]
+    (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+    levels = {"accuracy_drop_labels": {"threshold": 0.1}}
+    policy = checked({"window": 50, "levels": levels, "slo": {"errors": {"objective": 0.999}}}, "test")
+    found = replay([str(tmp_path / "log")], ckpt, "m", policy)
+    assert (found["lines_unreadable"], found["lines_of_other_models"]) == (len(bad) + 1, {"other": 1})
+    assert (found["requests"], len(found["windows"])) == (200, 1)
+    assert found["not_checked"] == ["accuracy_drop_labels"]
+    (event,) = [event for event in found["events"] if event["state"] == "firing"]
+    assert (event["alarm"], event["at"]) == ("slo_errors", 1767312000)
+    assert {alarm["since"] for alarm in found["alarms"]} == {1767312000}
 
 
 def test_labels_that_come_back_are_joined_and_may_alarm(watching):
