@@ -30,7 +30,18 @@ FORMAT = 1
 CURVE = "train.jsonl"  # a line an epoch
 PACKAGES = ("python", "torch", "numpy", "pillow")  # all that the code imports at run time
 LOWER_IS_BETTER = {"loss", "nll", "ece", "brier", "aurc", "mae", "mse", "rmse", "mase", "smape", "pinball", "width"}
-LOWER_IS_BETTER |= {"error", "risk", "seconds"}
+LOWER_IS_BETTER |= {
+    "error",
+    "risk",
+    "seconds",
+    "winkler",
+    "mistakes",
+    "quarantined",
+    "skipped",
+    "blind",
+    "also_in_train",
+}
+HIGHER_IS_BETTER = {"acc", "accuracy", "f1", "precision", "recall", "auroc", "coverage", "skill"}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -151,8 +162,12 @@ def scalars(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def lower_is_better(metric: str) -> bool:
-    """By the last word of its name: loss, nll, ece, mse ... are errors, all else are scores."""
-    return metric.replace(".", "_").split("_")[-1] in LOWER_IS_BETTER
+    """By the last word in its name that tells: loss, nll, ece, mse ... are errors, all else are scores."""
+    for part in reversed(metric.split(".")):
+        words = {part, *part.split("_")}
+        if words & (LOWER_IS_BETTER | HIGHER_IS_BETTER):
+            return not words & HIGHER_IS_BETTER
+    return False
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list]:

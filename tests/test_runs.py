@@ -90,8 +90,16 @@ def test_the_commands(tmp_path, colour_run, registry):
 
 def test_losses_and_errors_are_better_when_low():
     low = ["val_loss", "test.after_temperature.ece", "test.brier", "mse", "test.mean_mae", "seconds"]
+    low += [
+        "test.original.model.mase.all",
+        "test.intervals.rolling.original.winkler.all",
+        "test.intervals.split.width.all",
+    ]
+    low += ["test.after_temperature.ece_equal_mass", "test.coverage_risk.aurc", "test.also_in_train", "test.skipped"]
     assert all(lower_is_better(name) for name in low)
     assert not any(lower_is_better(name) for name in ("val_acc", "test.accuracy", "macro_f1", "auroc", "coverage"))
+    high = ["test.intervals.rolling.coverage.all", "test.skill.repeat_last", "test.classes.error.recall", "test.top5"]
+    assert not any(lower_is_better(name) for name in high)
 
 
 @pytest.mark.slow
