@@ -21,6 +21,7 @@ from common.ckpt_file import replace_file
 from common.cli import UserError
 from common.history import History, RegistryError
 from common.log import file_sha256
+from common.measure import package_of
 from common.run_record import read_json
 
 STORE = "runs/registry"
@@ -90,7 +91,8 @@ class Releases:
     def register(self, run_dir: str | Path) -> dict[str, Any]:
         """Copy a finished, evaluated run in and give it the next version; the same files again keep theirs.
 
-        Raises UserError where a file is missing, or the checkpoint is not the one that its twin and record name.
+        Raises UserError where a file or an evaluation is missing, or the checkpoint is not the one that its twin and
+        record name.
         """
         run_dir = Path(run_dir)
         files = release_files(run_dir)
@@ -99,6 +101,9 @@ class Releases:
             if sha256 != files[CHECKPOINT]:
                 found = f"has the SHA-256 {files[CHECKPOINT][:12]}…, {witness} names {str(sha256)[:12]}…"
                 raise UserError(f"{run_dir}/{CHECKPOINT}: {found}: the files are not of one run; train again")
+        if not read_json(run_dir / "metrics.json").get("eval"):
+            command = f"python -m {package_of(ckpt['project'])}.eval --ckpt {run_dir / CHECKPOINT}"
+            raise UserError(f"{run_dir}/metrics.json: holds no evaluation; run {command}")
         with self.history.locked():
             for entry in self.all():
                 if (entry["project"], entry["files"]) == (ckpt["project"], files):

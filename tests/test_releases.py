@@ -65,6 +65,16 @@ def test_an_unfinished_run_is_not_registered(store, scored_run, tmp_path, missin
         store.register(run)
 
 
+def test_a_run_without_an_evaluation_is_not_registered(store, scored_run, tmp_path):
+    run = shutil.copytree(scored_run, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "eval": {}}))
+    with pytest.raises(
+        UserError, match=r"holds no evaluation; run python -m project_vision_cls\.eval --ckpt .*best\.pt"
+    ):
+        store.register(run)
+
+
 def test_a_checkpoint_of_another_run_is_not_registered(store, scored_run, tmp_path):
     run = second_run(scored_run, tmp_path)
     shutil.copy(scored_run / "run.json", run / "run.json")
