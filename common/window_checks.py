@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import compress
 
 import torch
 
@@ -30,7 +31,8 @@ def judge(
         checks[f"drift_{result['feature']}"] = (value, result["n"], {"what": describe(result)})
     expected = expected_accuracy(reference, values)
     if expected and "accuracy_drop" in alarms:
-        words = f"{reference['accuracy']:.1%} on validation → {expected['value']:.1%} expected"
+        known = expected["value"] + expected["drop"]
+        words = f"{known:.1%} on validation → {expected['value']:.1%} expected"
         checks["accuracy_drop"] = (expected["drop"], expected["n"], {"what": words})
     if counts := reference["features"].get("label", {}).get("counts"):
         mix = {"reference": counts, "now": dict(Counter(values.get("label", [])))}
@@ -52,11 +54,16 @@ def expected_accuracy(reference: dict, values: dict[str, list]) -> dict | None:
     """{"value", "drop", "n"}: the accuracy to expect without labels, and how far below the reference's it is.
 
     As training learned it (common/expected.py); from an older checkpoint the mean confidence, which is the chance to be
-    right as long as traffic looks as validation did (J. Kuberski, CBPE, NannyML 2022). None for a model without
-    confidences or without a known accuracy.
+    right as long as traffic looks as validation did (J. Kuberski, CBPE, NannyML 2022). Where answers say whether they
+    are in scope, of those that are: both were learned from texts in scope, and say nothing of others. None for a model
+    without confidences or without a known accuracy.
     """
-    name = next((name for name in ("prob", "conf") if name in values), None)
-    known, learned = reference.get("accuracy"), reference.get("expected")
+    scope, learned = values.get("in_scope"), reference.get("expected")
+    if scope:
+        inside = [one == "yes" for one in scope]
+        values = {feature: list(compress(column, inside)) for feature, column in values.items()}
+    name = next((name for name in ("prob", "conf") if values.get(name)), None)
+    known = reference.get("accuracy_accepted" if scope else "accuracy", reference.get("accuracy"))
     if name is None or known is None:
         return None
     able = learned and all(feature in values for feature in learned["features"])

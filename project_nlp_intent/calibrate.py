@@ -118,7 +118,11 @@ def calibrated(predictor: Predictor, val_set: IntentDataset, logits: Tensor, cov
     answers, chosen = predictor.answers(encoded, logits), np.flatnonzero(known)
     features = {name: [values[i] for i in chosen] for name, values in text_features(encoded, answers).items()}
     reference |= make_reference(features)
-    reference["accuracy"] = (pred == val_set.labels[torch.from_numpy(known)]).double().mean().item()
+    right = pred == val_set.labels[torch.from_numpy(known)]
+    accepted = torch.tensor([answers[i]["in_scope"] for i in chosen])
+    reference["accuracy"] = right.double().mean().item()
+    if accepted.any():
+        reference["accuracy_accepted"] = right[accepted].double().mean().item()
     texts = [val_set.texts[i] for i in np.linspace(0, len(val_set) - 1, 4).astype(int)]
     golden = {"texts": texts, "probs": predictor.scaled(texts).softmax(1)}
     return {"assets": predictor.assets, "reference": reference, "golden": golden}

@@ -24,6 +24,8 @@ from common.offline import page_data, replay
 from common.policy import LEVELS, checked, make_alarms, read_policy
 from common.reference import compare, make_reference, names_of, thresholds
 from common.window_checks import describe, expected_accuracy
+from project_nlp_intent.data import IntentDataset
+from project_nlp_intent.inference import Predictor
 from project_vision_cls.photos import Photos
 from tests.conftest import ROOT, python
 from tests.test_server_microbatch import Tiny, wait_until
@@ -110,8 +112,22 @@ def test_missing_features_and_nan_are_no_drift():
 def test_accuracy_is_expected_from_confidences():
     found = expected_accuracy({"accuracy": 0.9}, {"conf": [0.7, 0.9]})
     assert found == {"value": pytest.approx(0.8), "drop": pytest.approx(0.1), "n": 2}
+    scope = {"conf": [0.7, 0.9, 0.1], "in_scope": ["yes", "yes", "no"]}
+    assert expected_accuracy({"accuracy": 0.9}, scope) == found
+    assert expected_accuracy({"accuracy": 0.9, "accuracy_accepted": 0.95}, scope)["drop"] == pytest.approx(0.15)
+    assert expected_accuracy({"accuracy": 0.9}, {"conf": [0.1], "in_scope": ["no"]}) is None
     assert expected_accuracy({}, {"conf": [0.7]}) is None
     assert expected_accuracy({"accuracy": 0.9}, {"length": [0.7]}) is None
+
+
+def test_texts_out_of_scope_do_not_lower_the_accuracy_that_is_expected(intent_run, intent_texts):
+    """Validation itself, a fifth of it out of scope, is no alarm."""
+    predictor = Predictor.load(intent_run / "best.pt")
+    texts = IntentDataset(intent_texts / "val.jsonl", predictor.classes).texts
+    found = expected_accuracy(predictor.reference, predictor.features(texts, predictor.predict_rows(texts)))
+    levels = read_policy(ROOT / "project_nlp_intent" / "monitoring.json")["levels"]
+    assert found["drop"] < levels["accuracy_drop"]["threshold"] / 2
+    assert found["n"] < len(texts)
 
 
 # -- policies --

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.log import read_jsonl
-from common.monitor import expected_accuracy
+from common.window_checks import expected_accuracy
 from project_nlp_intent.inference import Predictor as TextPredictor
 from project_vision_cls.corruptions import CORRUPTIONS
 from project_vision_cls.inference import Predictor as PhotoPredictor
@@ -50,6 +50,8 @@ def worst_gaps(found: dict) -> dict:
 
 def gap(reference: dict, features: dict[str, list], right: list[bool]) -> dict:
     """In points."""
+    scope = features.get("in_scope", ["yes"] * len(right))
+    right = [one for one, inside in zip(right, scope, strict=True) if inside == "yes"]
     values = features["conf" if "conf" in features else "prob"]
     true, found = float(np.mean(right)), expected_accuracy(reference, features)["value"]
     figures = {"true": true, "expected": found, "gap": found - true, "confidence_gap": float(np.mean(values)) - true}
