@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 REMEMBERED = 10_000  # keys, and answers that wait for their labels
 MOST_COMPARED = 0.05  # of the requests, compared with stable's answers beside a canary
 NICE = 10  # of a shadow's thread: stable goes first
-NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False}
+NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False, "told": ""}
 ADOPTED = ("predictor", "results", "batch", "started_at", "ended_at", "decode_s", "data_hash", "is_list", "wanted")
 ALARM = "canary_rollback"
 
@@ -118,12 +118,6 @@ class Canary:
         """Why another model cannot be loaded now; empty if it can."""
         under_way = self.split["status"] in RUNNING
         return "a rollout is under way: end it with POST /rollout/promote or /rollout/rollback" if under_way else ""
-
-    def gauges(self) -> dict:
-        """For /metrics."""
-        if not self.args.canary:
-            return {}
-        return {"rollout_share": {"": self.split["share"]}, "rollout_status": {f'status="{self.split["status"]}"': 1}}
 
     def stop(self, timeout_s: float) -> bool:
         """End its threads; False if one is still busy."""
@@ -269,6 +263,8 @@ class Canary:
     def apply(self, split: dict) -> None:
         """A decision was made."""
         before, self.split = self.split["status"], split
+        if split["status"] == "promoted":
+            self.args.model = split["told"]  # what a reload looks up
         if split["status"] == before or before == "waiting":
             return
         if split["status"] == "rolled_back":

@@ -99,7 +99,7 @@ class ModelSlot:
     def take(self, predictor: object, ckpt: str) -> None:
         """Serve a model that is loaded and checked already; to be called in the batcher's thread."""
         answer, was = self.warm_up(predictor), self.predictor.model_id
-        self.args.ckpt, self.args.model = ckpt, ""
+        self.args.ckpt = ckpt
         self.predictor, self.example_answer = predictor, answer
         log.warning("model %s took over from %s", predictor.model_id, was)
 

@@ -181,7 +181,7 @@ def _canary(server) -> dict | None:
     """What is known here of a rollout under way, but for the salt that deals its requests."""
     if not server.args.canary:
         return None
-    return {key: value for key, value in server.canary.split.items() if key != "salt"}
+    return {key: value for key, value in server.canary.split.items() if key not in ("salt", "told")}
 
 
 # -- feedback --

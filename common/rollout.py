@@ -11,7 +11,9 @@ A stage is left for the next one after `stage_requests` requests of the candidat
 "worse" and it is shown to fail hardly more often than stable (common.judge): by evidence, never by the clock, so too
 little traffic holds. A violated guardrail rolls back from any stage. 100 % makes the candidate the stable model.
 The state goes to the JSON file, whole or not at all, the decisions to the JSONL file beside it; a start with the same
-two models goes on there. The command asks a running server: status, promote (100 % now), hold, resume, rollback.
+two models goes on there. Where the registry was told of a promotion, it decides from then on what is served, also at
+later starts, and the candidate is not rolled out anew.
+The command asks a running server: status, promote (100 % now), hold, resume, rollback.
 """
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ class Plan:
 class Rollout:
     """The one place where decisions are made. Not thread-safe; touches nothing but its files."""
 
-    def __init__(self, path: str | Path, models: dict[str, str], plan: Plan):
-        self.path, self.models, self.plan = Path(path), models, plan
+    def __init__(self, path: str | Path, models: dict[str, str], plan: Plan, name: str = ""):
+        """name: what the registry calls the stable model, such as vision@production; empty for a file."""
+        self.path, self.models, self.plan, self.name = Path(path), models, plan, name
+        self.told = ""  # the same name, as soon as the registry takes the candidate for it
         self.judge = Judge(plan.guardrails, plan.max_disagreement)
         self.status, self.stage, self.in_stage, self.why = "running", 0, 0, ""
         self.salt = secrets.token_hex(8)  # of the split: kept, so that a user stays where he is
@@ -78,7 +82,7 @@ class Rollout:
     def split(self) -> dict:
         """What whoever deals the requests has to know."""
         found = {"status": self.status, "share": self.share, "salt": self.salt, "why": self.why}
-        return {**found, "shadow": self.plan.shadow}
+        return {**found, "shadow": self.plan.shadow, "told": self.told}
 
     def about(self) -> dict:
         """For people and programs: the state, and the numbers behind it."""
@@ -95,13 +99,18 @@ class Rollout:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: is no rollout state ({error}); move it away to begin anew") from error
-        same = isinstance(found, dict) and found.get("format") == FORMAT and found.get("models") == self.models
-        return found if same and found.get("shadow") == self.plan.shadow else None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            return None
+        models = found.get("models", {})
+        told = self.name and found.get("told") == self.name and models.get("candidate") == self.models["candidate"]
+        same = models == self.models and found.get("shadow") == self.plan.shadow
+        return found if told or same else None
 
     def _restore(self, found: dict) -> None:
         try:
             self.status, self.salt, self.why = found["status"], found["salt"], found["why"]
             self.stage, self.in_stage = min(found["stage"], len(self.plan.stages) - 1), found["in_stage"]
+            self.told = self.name if found.get("told") == self.name else ""
             self.judge.restore(found["judge"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.path}: is no rollout state ({error!r}); move it away to begin anew") from error
@@ -114,7 +123,12 @@ class Rollout:
     def save(self, sync: bool = True) -> None:
         """Write the state, whole or not at all. What cannot be written is told in the log; the rollout goes on."""
         state = {"format": FORMAT, "models": self.models, "status": self.status, "why": self.why, "salt": self.salt}
-        state |= {"shadow": self.plan.shadow, "stages": self.plan.stages, "percent": 100 * self.share}
+        state |= {
+            "shadow": self.plan.shadow,
+            "stages": self.plan.stages,
+            "percent": 100 * self.share,
+            "told": self.told,
+        }
         state |= {"stage": self.stage, "in_stage": self.in_stage, "judge": self.judge.state()}
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self.saved, self.dirty = time.monotonic(), False
@@ -168,6 +182,10 @@ class Rollout:
             return self._end("promoted" if verb == "promote" else "rolled_back", verb, why)
         self.status = "held" if verb == "hold" else "running"
         return self._decision(verb, why)
+
+    def settle(self, status: str, why: str) -> dict:
+        """What was decided elsewhere, also after the end."""
+        return self._end(status, "promote" if status == "promoted" else "rollback", why)
 
     def fail(self, why: str) -> dict | None:
         """The candidate cannot be served at all."""

@@ -11,8 +11,8 @@ candidate was named as a release, such as vision@3, a promotion becomes the regi
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -41,13 +41,22 @@ class Control:
         files = {"stable": served_file(args), "candidate": candidate_file(args)}
         models = {arm: _sha256(file) for arm, file in files.items()}
         path = args.rollout_state or Path(files["stable"]).with_name("rollout.json")
-        self.rollout = Rollout(path, models, plan)
-        if models["stable"] == models["candidate"] and not self.rollout.ended:
-            # the command of a service, started anew after its candidate became vision@production
-            self.rollout.order("promote", "the candidate is what is served already")
+        self.rollout = Rollout(path, models, plan, args.model)
+        self._settle(models["stable"])
         if self.rollout.status not in RUNNING:
-            log.warning("%s: this candidate was %s before: %s", path, self.rollout.status, self.rollout.why)
+            words = "%s: this candidate was %s before (%s) and is not rolled out anew; for that, move the file away"
+            log.warning(words, path, self.rollout.status, self.rollout.why)
         self.candidate = files["candidate"]
+
+    def _settle(self, served: str) -> None:
+        """By the SHA-256 of what is served without a rollout: it may be the candidate, or what the registry chose."""
+        rollout = self.rollout
+        if served == rollout.models["candidate"] and rollout.status != "promoted":
+            # the command of a service, started anew after its candidate became vision@production
+            rollout.told = rollout.name
+            rollout.settle("promoted", "the candidate is what is served already")
+        elif served != rollout.models["candidate"] and rollout.told and rollout.status == "promoted":
+            rollout.settle("rolled_back", f"{rollout.name} is another model now")
 
     def asked(self, what: str, value: object) -> object:
         """One of ANSWERED. Raises HttpError 409 for an order that makes no sense now."""
@@ -81,21 +90,31 @@ class Control:
             self.spread(self.rollout.split())
             if decision["decision"] == "promote" and NAME.fullmatch(self.args.canary):
                 # in a thread: it reads the release's files anew
-                threading.Thread(target=self._tell_registry, args=(decision["why"],), daemon=True).start()
+                asking = asyncio.get_running_loop().run_in_executor(None, self._tell_registry)
+                asking.add_done_callback(self._registry_told)
 
-    def _tell_registry(self, why: str) -> None:
-        try:
-            Releases(self.args.registry).promote(self.args.canary)
-        except (UserError, OSError) as error:
-            log.error("%s answers all requests (%s), but the registry refused: %s", self.args.canary, why, error)
+    def _tell_registry(self) -> str:
+        """The name of what is served, if the registry has the candidate under it from now on."""
+        store, name = Releases(self.args.registry), self.rollout.name
+        store.promote(self.args.canary)
+        return name if name and store.resolve(name)["sha256"] == self.rollout.models["candidate"] else ""
+
+    def _registry_told(self, asked: asyncio.Future) -> None:
+        if error := asked.exception():
+            trace = None if isinstance(error, UserError) else error
+            log.error("%s is served, but the registry refused: %s", self.args.canary, error, exc_info=trace)
+            return
+        self.rollout.told = asked.result()
+        self.rollout.save()
+        self.spread(self.rollout.split())
 
 
 def make_control(args: argparse.Namespace, spread: Callable[[dict], None]) -> Control | None:
-    """By the flags. A candidate that was promoted earlier is from now on what is served: args.ckpt becomes its file."""
+    """By the flags. What was promoted, and not told to the registry, is what is served: args.ckpt becomes its file."""
     if not args.canary:
         return None
     control = Control(args, spread)
-    if control.rollout.status == "promoted":
+    if control.rollout.status == "promoted" and not control.rollout.told:
         args.ckpt, args.model = control.candidate, ""
     return control
 

@@ -32,6 +32,14 @@ def endpoints(server) -> list[Endpoint]:
     return [Endpoint(GET, "/rollout", accept=partial(_ask, server, "rollout", None)), *orders]
 
 
+def gauges(server) -> dict:
+    """For /metrics."""
+    if not server.args.canary:
+        return {}
+    split = server.canary.split
+    return {"rollout_share": {"": split["share"]}, "rollout_status": {f'status="{split["status"]}"': 1}}
+
+
 def _ask(server, what: str, value: object, connection: Connection, body: bytes) -> Job:
     return later(server, connection, server.canary.ask(what, value), json_reply)
 

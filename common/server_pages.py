@@ -69,7 +69,7 @@ def snapshot(server) -> dict:
         "predictions_in_flight": {"": len(server.jobs)},
         "model_ready": {"": int(not server.unavailable())},
         **monitor_pages.gauges(server),
-        **server.canary.gauges(),
+        **rollout_pages.gauges(server),
     }
     if model := server.slot.predictor:
         names = {"model_id": model.model_id, "name": server.route.name, "version": model_version(model)}

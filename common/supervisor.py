@@ -50,8 +50,9 @@ class Supervisor:
 
     def __init__(self, args: argparse.Namespace):
         self.control = make_control(args, self._spread)
-        promoted = self.control and self.control.rollout.status == "promoted"
-        self.args, self.ckpt = args, args.ckpt if promoted else ""  # ckpt: what is served in place of --ckpt
+        self.args, self.ckpt = args, ""  # ckpt: what is served in place of --ckpt and --model
+        if self.control:
+            self._keep(self.control.rollout.split())
         self.workers = [Worker(number) for number in range(args.workers)]
         self.past: dict = merged([])  # what workers counted that are no more
         self.restarts, self.code = 0, 0
@@ -169,12 +170,15 @@ class Supervisor:
 
     def _spread(self, split: dict) -> None:
         """A decision about the candidate, to all workers at once."""
-        if split["status"] == "promoted":
-            self.ckpt = self.control.candidate
+        self._keep(split)
         for worker in self.workers:
             with contextlib.suppress(HttpError):  # it is gone; the next one asks when it starts
                 if worker.peer:
                     worker.peer.tell("apply", split)
+
+    def _keep(self, split: dict) -> None:
+        if split["status"] == "promoted":
+            self.ckpt = "" if split["told"] else self.control.candidate
 
     async def _watch(self) -> None:
         """So that little is lost of what a worker counted when it dies."""

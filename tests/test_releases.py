@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,7 +20,9 @@ from common.ckpt_file import CheckpointError, read_whole
 from common.cli import UserError
 from common.history import History, RegistryError
 from common.log import file_sha256
-from common.releases import Releases
+from common.releases import Releases, served_file
+from common.rollout_control import make_control
+from common.server_flags import add_server_flags
 from tests.conftest import ROOT, python, second_run
 from tests.test_server_microbatch import wait_until
 
@@ -205,28 +209,94 @@ def test_a_server_loads_by_name_and_takes_up_a_promotion(store, scored_run, tmp_
             drain.join()
 
 
-def test_the_registry_is_told_of_a_promoted_candidate(store, scored_run, tmp_path):
+def two_releases(store, scored_run, tmp_path) -> tuple[dict, dict]:
+    """vision@1, in production, and vision@2, whose gate was passed."""
     old, new = store.register(scored_run), store.register(second_run(scored_run, tmp_path))
     store.promote("vision@1", override="first")
     verdict = {"project": "vision", "sha256": new["sha256"], "passed": True, "checks": [], "files": new["files"]}
     (tmp_path / "gate.json").write_text(json.dumps({**verdict, "baseline": old["sha256"]}))
     store.record_gate(tmp_path / "gate.json", verdict)
+    return old, new
+
+
+def serving(store, tmp_path, *flags: str) -> list[str]:
     (tmp_path / "token").write_text("a-token-of-32-characters-or-more")
-    command = [sys.executable, "-m", "project_vision_cls.serve", "--model", "vision@production", "--canary", "vision@2"]
-    command += ["--registry", store.folder, "--port", "0", "--admin_token_file", tmp_path / "token"]
+    words = ["--model", "vision@production", "--canary", "vision@2", "--registry", store.folder, "--port", "0"]
+    words += ["--admin_token_file", tmp_path / "token", "--rollout_state", tmp_path / "state.json", *flags]
+    return list(map(str, words))
+
+
+@contextmanager
+def served(words, folder):
+    """The address of the photo server, with a way to send it a POST with its token."""
+    command = [sys.executable, "-m", "project_vision_cls.serve", *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         url = process.stdout.readline().split()[-1]
         assert process.stdout.readline().startswith("ready with model ")
-        assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
-        wait_until(lambda: store.resolve("vision@production")["version"] == 2, "vision@2 is production")
-        assert store.history.read()[-1]["override"] is None  # the gate was asked
+        token = {"Authorization": f"Bearer {(folder / 'token').read_text()}"}
+
+        def post(path: str) -> dict:
+            request = urllib.request.Request(url + path, b"", token)
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+
+        yield url, post
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=60) == 0, (folder / "log").read_text()
         process.stdout.close()
+
+
+def told(tmp_path) -> str:
+    return json.loads((tmp_path / "state.json").read_text())["told"]
+
+
+def started(words) -> tuple[argparse.Namespace, dict]:
+    """What a start with these flags would serve, and the state of its rollout."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ckpt", default="")
+    add_server_flags(parser, 8080)
+    args = parser.parse_args(words)
+    return args, make_control(args, lambda split: None).asked("rollout", None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_registry_decides_after_a_promotion_that_it_was_told_of(store, scored_run, tmp_path, workers):
+    old, new = two_releases(store, scored_run, tmp_path)
+    words = serving(store, tmp_path, "--workers", str(workers))
+    with served(words, tmp_path) as (url, post):
+        assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
+        wait_until(lambda: told(tmp_path), "the registry has taken it")
+        assert store.resolve("vision@production")["version"] == 2
+        assert [e["override"] for e in store.history.read() if e["action"] == "promote"] == ["first", None]
+        assert post("/admin/reload")["model_id"] == new["sha256"][:12]
+        assert started(words)[1]["status"] == "promoted"
+        store.rollback("vision")
+        assert post("/admin/reload")["model_id"] == old["sha256"][:12]
+    for _ in range(2):  # nor is the candidate rolled out anew
+        args, about = started(words)
+        assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@1")), "rolled_back")
+    assert about["why"] == "vision@production is another model now"
+    store.promote("vision@2")
+    args, about = started(words)
+    assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@2")), "promoted")
+
+
+def test_a_promotion_that_the_registry_refused_binds(store, scored_run, tmp_path):
+    store.register(scored_run), store.register(second_run(scored_run, tmp_path))
+    store.promote("vision@1", override="first")
+    words = serving(store, tmp_path)
+    with served(words, tmp_path) as (url, post):
+        assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
+        wait_until(lambda: "the registry refused: vision@2" in (tmp_path / "log").read_text(), "it is told")
+        wait_until(lambda: "took over" in (tmp_path / "log").read_text(), "the candidate is served")
+        assert store.resolve("vision@production")["version"] == 1
+        assert post("/admin/reload")["model_id"] == store.resolve("vision@2")["sha256"][:12]
+    args, about = started(words)
+    assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@2")), "promoted")
 
 
 def test_a_server_refuses_a_changed_release(store, scored_run, tmp_path):
