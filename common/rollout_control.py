@@ -40,7 +40,7 @@ class Control:
         plan = Plan(args.stages, args.stage_requests, shadow_off, args.max_disagreement, args.shadow)
         files = {"stable": served_file(args), "candidate": candidate_file(args)}
         models = {arm: _sha256(file) for arm, file in files.items()}
-        path = args.rollout_state or Path(files["stable"]).with_name("rollout.json")
+        path = args.rollout_state or state_file(args)
         self.rollout = Rollout(path, models, plan, args.model)
         self._settle(models["stable"])
         if self.rollout.status not in RUNNING:
@@ -117,6 +117,13 @@ def make_control(args: argparse.Namespace, spread: Callable[[dict], None]) -> Co
     if control.rollout.status == "promoted" and not control.rollout.told:
         args.ckpt, args.model = control.candidate, ""
     return control
+
+
+def state_file(args: argparse.Namespace) -> Path:
+    """Where the rollout is kept unless --rollout_state says so; projects that share a registry do not share it."""
+    if args.model:
+        return Path(args.registry) / f"rollout-{args.model.partition('@')[0]}.json"
+    return Path(args.ckpt).with_name("rollout.json")
 
 
 def candidate_file(args: argparse.Namespace) -> str:

@@ -57,7 +57,13 @@ FLAGS = [  # name, kind, default, help
     ("guardrails", guardrail_list, ",".join(Plan.guardrails), "what rolls the candidate back"),
     ("max_disagreement", number(float, 0.001, 0.999), 0.2, "part of the answers in which the models may differ"),
     ("canary_patience_ms", WHOLE, 1000, "time for the candidate's answer, in ms; after it stable answers"),
-    ("rollout_state", str, "", "file that keeps the rollout over restarts; empty: rollout.json beside --ckpt"),
+    (
+        "rollout_state",
+        str,
+        "",
+        "file that keeps the rollout over restarts; empty: rollout.json beside --ckpt, or rollout-PROJECT.json in"
+        " --registry with --model",
+    ),
 ]
 SHADOW = "the candidate sees a copy of all requests and answers none (default: off)"
 

@@ -222,7 +222,7 @@ def two_releases(store, scored_run, tmp_path) -> tuple[dict, dict]:
 def serving(store, tmp_path, *flags: str) -> list[str]:
     (tmp_path / "token").write_text("a-token-of-32-characters-or-more")
     words = ["--model", "vision@production", "--canary", "vision@2", "--registry", store.folder, "--port", "0"]
-    words += ["--admin_token_file", tmp_path / "token", "--rollout_state", tmp_path / "state.json", *flags]
+    words += ["--admin_token_file", tmp_path / "token", *flags]
     return list(map(str, words))
 
 
@@ -250,8 +250,8 @@ def served(words, folder):
         process.stdout.close()
 
 
-def told(tmp_path) -> str:
-    return json.loads((tmp_path / "state.json").read_text())["told"]
+def told(store) -> str:
+    return json.loads((store.folder / "rollout-vision.json").read_text())["told"]
 
 
 def started(words) -> tuple[argparse.Namespace, dict]:
@@ -269,7 +269,7 @@ def test_the_registry_decides_after_a_promotion_that_it_was_told_of(store, score
     words = serving(store, tmp_path, "--workers", str(workers))
     with served(words, tmp_path) as (url, post):
         assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
-        wait_until(lambda: told(tmp_path), "the registry has taken it")
+        wait_until(lambda: told(store), "the registry has taken it")
         assert store.resolve("vision@production")["version"] == 2
         assert [e["override"] for e in store.history.read() if e["action"] == "promote"] == ["first", None]
         assert post("/admin/reload")["model_id"] == new["sha256"][:12]
