@@ -35,7 +35,7 @@ from common.monitor_core import Alarm
 from common.outcomes import bad, differ, kind, shown
 from common.predictions import DecodePool, Prediction
 from common.rollout import RUNNING
-from common.rollout_control import candidate_file, make_control
+from common.rollout_control import make_control
 from common.server_pages import endpoints
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,10 @@ class Canary:
     def _load(self) -> object:
         if self.split["shadow"] and sys.platform == "linux":  # elsewhere it would be the whole process
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        predictor = self.server.slot.load_from(candidate_file(self.args))
-        self.server.slot.warm_up(predictor)
+        slot, ckpt = self.server.slot, self.split["ckpt"]
+        predictor = slot.load_from(ckpt)
+        slot.check_sha256(ckpt, self.split["sha256"])  # the file may have been replaced since the rollout began
+        slot.warm_up(predictor)
         predictor.check_golden()
         return predictor
 
@@ -275,7 +277,7 @@ class Canary:
     def _take_over(self) -> None:
         candidate, self.predictor = self.predictor, None
         # in stable's thread; what the candidate's own still has, it will answer
-        taken = self.server.batcher.call(lambda: self.server.slot.take(candidate, candidate_file(self.args)))
+        taken = self.server.batcher.call(lambda: self.server.slot.take(candidate, self.split["ckpt"]))
         taken.add_done_callback(lambda future: self.server.tell_loop(self._taken_over, future))
 
     def _roll_back(self, why: str) -> None:

@@ -71,12 +71,12 @@ class ModelSlot:
         """
         before = getattr(self.args, "ckpt", "")
         ckpt = wanted.get("ckpt") or served_file(self.args)
-        self._check_sha256(ckpt, wanted.get("sha256"))
+        self.check_sha256(ckpt, wanted.get("sha256"))
         try:
             predictor = self.load_from(ckpt)
             self.args.ckpt = ckpt
             predictor.check_golden()
-            self._check_sha256(ckpt, wanted.get("sha256"))  # again: the file may have been replaced in between
+            self.check_sha256(ckpt, wanted.get("sha256"))  # again: the file may have been replaced in between
             # in the model's own thread, between two batches: what torch keeps for a thread is then there too
             answer = self.batcher.call(lambda: self.warm_up(predictor)).result()
         except BaseException:
@@ -112,7 +112,8 @@ class ModelSlot:
         return results[0]
 
     @staticmethod
-    def _check_sha256(ckpt: str, wanted: str | None) -> None:
+    def check_sha256(ckpt: str, wanted: str | None) -> None:
+        """Raises UserError where the file cannot be read or has another content than is wanted, if any is."""
         if wanted is None:
             return
         try:

@@ -178,10 +178,10 @@ def answer_worker(server, what: str, value: object) -> object:
 
 
 def _canary(server) -> dict | None:
-    """What is known here of a rollout under way, but for the salt that deals its requests."""
+    """What anybody may know of a rollout under way; the salt that deals its requests is not among it."""
     if not server.args.canary:
         return None
-    return {key: value for key, value in server.canary.split.items() if key not in ("salt", "told")}
+    return {key: server.canary.split[key] for key in ("status", "share", "why", "shadow")}
 
 
 # -- feedback --

@@ -5,7 +5,8 @@
     control.asked("order", "promote")
 
 Reads both checkpoints (their SHA-256 name the rollout); writes --rollout_state and the decisions beside it. Where the
-candidate was named as a release, such as vision@3, a promotion becomes the registry's production.
+candidate is a release, by its name (vision@3) or its content, a promotion becomes one in the registry, to the stage
+that --model names, else to production.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +26,7 @@ from common.endpoints import RETRY
 from common.http_wire import HttpError
 from common.judge import ALPHA, Outcome
 from common.log import file_sha256
-from common.releases import NAME, Releases, served_file
+from common.releases import CHECKPOINT, NAME, Releases, served_file
 from common.rollout import RUNNING, Plan, Rollout
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Control:
         self.args, self.spread = args, spread
         shadow_off = tuple(name for name in args.guardrails if not (args.shadow and name == "latency"))
         plan = Plan(args.stages, args.stage_requests, shadow_off, args.max_disagreement, args.shadow)
-        files = {"stable": served_file(args), "candidate": candidate_file(args)}
+        self.candidate, self.release = candidate_of(args)  # once: a name such as vision@latest may move
+        files = {"stable": served_file(args), "candidate": self.candidate}
         models = {arm: _sha256(file) for arm, file in files.items()}
         path = args.rollout_state or state_file(args)
         self.rollout = Rollout(path, models, plan, args.model)
@@ -46,7 +49,10 @@ class Control:
         if self.rollout.status not in RUNNING:
             words = "%s: this candidate was %s before (%s) and is not rolled out anew; for that, move the file away"
             log.warning(words, path, self.rollout.status, self.rollout.why)
-        self.candidate = files["candidate"]
+
+    def split(self) -> dict:
+        """What whoever deals the requests has to know: the rollout's, and which file the candidate is."""
+        return {**self.rollout.split(), "ckpt": self.candidate, "sha256": self.rollout.models["candidate"]}
 
     def _settle(self, served: str) -> None:
         """By the SHA-256 of what is served without a rollout: it may be the candidate, or what the registry chose."""
@@ -70,7 +76,7 @@ class Control:
                 raise HttpError(409, str(error), RETRY) from error
         elif what == "failed" and (decision := self.rollout.fail(value)):
             self._told([decision])
-        return self.rollout.split() if what in ("split", "report") else self.rollout.about()
+        return self.split() if what in ("split", "report") else self.rollout.about()
 
     def _take(self, report: dict) -> None:
         judge = self.rollout.judge
@@ -87,26 +93,31 @@ class Control:
     def _told(self, decisions: list[dict]) -> None:
         for decision in decisions:
             log.warning("rollout: %s: %s", decision["decision"], decision["why"])
-            self.spread(self.rollout.split())
-            if decision["decision"] == "promote" and NAME.fullmatch(self.args.canary):
+            self.spread(self.split())
+            if decision["decision"] == "promote":
                 # in a thread: it reads the release's files anew
                 asking = asyncio.get_running_loop().run_in_executor(None, self._tell_registry)
                 asking.add_done_callback(self._registry_told)
 
     def _tell_registry(self) -> str:
         """The name of what is served, if the registry has the candidate under it from now on."""
-        store, name = Releases(self.args.registry), self.rollout.name
-        store.promote(self.args.canary)
-        return name if name and store.resolve(name)["sha256"] == self.rollout.models["candidate"] else ""
+        store, name, sha256 = Releases(self.args.registry), self.rollout.name, self.rollout.models["candidate"]
+        same = [f"{entry['project']}@{entry['version']}" for entry in store.all() if entry["sha256"] == sha256]
+        if not same:
+            return ""  # a file that nobody registered
+        stage = name.partition("@")[2]
+        store.promote(self.release or same[-1], "production" if re.fullmatch("[0-9]*|latest", stage) else stage)
+        return name if name and store.resolve(name)["sha256"] == sha256 else ""
 
     def _registry_told(self, asked: asyncio.Future) -> None:
         if error := asked.exception():
             trace = None if isinstance(error, UserError) else error
             log.error("%s is served, but the registry refused: %s", self.args.canary, error, exc_info=trace)
-            return
-        self.rollout.told = asked.result()
+            self.rollout.why += f"; the registry refused: {error}"
+        else:
+            self.rollout.told = asked.result()
         self.rollout.save()
-        self.spread(self.rollout.split())
+        self.spread(self.split())
 
 
 def make_control(args: argparse.Namespace, spread: Callable[[dict], None]) -> Control | None:
@@ -126,11 +137,13 @@ def state_file(args: argparse.Namespace) -> Path:
     return Path(args.ckpt).with_name("rollout.json")
 
 
-def candidate_file(args: argparse.Namespace) -> str:
-    """The checkpoint behind --canary, a file or a release such as vision@3."""
-    if NAME.fullmatch(args.canary) and not Path(args.canary).exists():
-        return str(Releases(args.registry).checkpoint(args.canary))
-    return args.canary
+def candidate_of(args: argparse.Namespace) -> tuple[str, str]:
+    """The checkpoint behind --canary, and the release that it is, by its version; empty where a file is named."""
+    if not NAME.fullmatch(args.canary) or Path(args.canary).exists():
+        return args.canary, ""
+    store = Releases(args.registry)
+    release = store.resolve(args.canary)
+    return str(store.file(release, CHECKPOINT)), f"{release['project']}@{release['version']}"
 
 
 def _sha256(path: str) -> str:

@@ -209,10 +209,10 @@ def test_a_server_loads_by_name_and_takes_up_a_promotion(store, scored_run, tmp_
             drain.join()
 
 
-def two_releases(store, scored_run, tmp_path) -> tuple[dict, dict]:
-    """vision@1, in production, and vision@2, whose gate was passed."""
+def two_releases(store, scored_run, tmp_path, stage: str) -> tuple[dict, dict]:
+    """vision@1, at a stage, and vision@2, whose gate was passed."""
     old, new = store.register(scored_run), store.register(second_run(scored_run, tmp_path))
-    store.promote("vision@1", override="first")
+    store.promote("vision@1", stage, override="first")
     verdict = {"project": "vision", "sha256": new["sha256"], "passed": True, "checks": [], "files": new["files"]}
     (tmp_path / "gate.json").write_text(json.dumps({**verdict, "baseline": old["sha256"]}))
     store.record_gate(tmp_path / "gate.json", verdict)
@@ -221,8 +221,7 @@ def two_releases(store, scored_run, tmp_path) -> tuple[dict, dict]:
 
 def serving(store, tmp_path, *flags: str) -> list[str]:
     (tmp_path / "token").write_text("a-token-of-32-characters-or-more")
-    words = ["--model", "vision@production", "--canary", "vision@2", "--registry", store.folder, "--port", "0"]
-    words += ["--admin_token_file", tmp_path / "token", *flags]
+    words = ["--registry", store.folder, "--port", "0", "--admin_token_file", tmp_path / "token", *flags]
     return list(map(str, words))
 
 
@@ -263,24 +262,32 @@ def started(words) -> tuple[argparse.Namespace, dict]:
     return args, make_control(args, lambda split: None).asked("rollout", None)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_registry_decides_after_a_promotion_that_it_was_told_of(store, scored_run, tmp_path, workers):
-    old, new = two_releases(store, scored_run, tmp_path)
-    words = serving(store, tmp_path, "--workers", str(workers))
+@pytest.mark.parametrize(
+    ("workers", "stage", "canary"), [("1", "staging", "other0/best.pt"), ("2", "production", "vision@latest")]
+)
+def test_the_registry_decides_after_a_promotion_that_it_was_told_of(
+    store, scored_run, tmp_path, workers, stage, canary, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    old, new = two_releases(store, scored_run, tmp_path, stage)
+    name = f"vision@{stage}"
+    words = serving(store, tmp_path, "--model", name, "--workers", workers, "--canary", canary)
     with served(words, tmp_path) as (url, post):
+        store.register(second_run(scored_run, tmp_path, extra="a third"))  # @latest has moved
         assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
         wait_until(lambda: told(store), "the registry has taken it")
-        assert store.resolve("vision@production")["version"] == 2
+        assert store.resolve(name)["version"] == 2
         assert [e["override"] for e in store.history.read() if e["action"] == "promote"] == ["first", None]
         assert post("/admin/reload")["model_id"] == new["sha256"][:12]
+        words += ["--canary", "vision@2"]  # which it was, by its content or by what @latest meant
         assert started(words)[1]["status"] == "promoted"
-        store.rollback("vision")
+        store.rollback("vision", stage)
         assert post("/admin/reload")["model_id"] == old["sha256"][:12]
     for _ in range(2):  # nor is the candidate rolled out anew
         args, about = started(words)
         assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@1")), "rolled_back")
-    assert about["why"] == "vision@production is another model now"
-    store.promote("vision@2")
+    assert about["why"] == f"{name} is another model now"
+    store.promote("vision@2", stage)
     args, about = started(words)
     assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@2")), "promoted")
 
@@ -288,11 +295,12 @@ def test_the_registry_decides_after_a_promotion_that_it_was_told_of(store, score
 def test_a_promotion_that_the_registry_refused_binds(store, scored_run, tmp_path):
     store.register(scored_run), store.register(second_run(scored_run, tmp_path))
     store.promote("vision@1", override="first")
-    words = serving(store, tmp_path)
+    words = serving(store, tmp_path, "--model", "vision@production", "--canary", "vision@2")
     with served(words, tmp_path) as (url, post):
         assert rollout.ask(url, "promote", (tmp_path / "token").read_text())["status"] == "promoted"
         wait_until(lambda: "the registry refused: vision@2" in (tmp_path / "log").read_text(), "it is told")
         wait_until(lambda: "took over" in (tmp_path / "log").read_text(), "the candidate is served")
+        assert "by hand; the registry refused: vision@2 → production" in rollout.ask(url, "status")["why"]
         assert store.resolve("vision@production")["version"] == 1
         assert post("/admin/reload")["model_id"] == store.resolve("vision@2")["sha256"][:12]
     args, about = started(words)
