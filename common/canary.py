@@ -31,11 +31,11 @@ from common.batcher import Job, MicroBatcher
 from common.cli import UserError
 from common.feedback import kept, scores
 from common.http_wire import HttpError
-from common.monitor_core import Alarm
 from common.outcomes import bad, differ, kind, shown
 from common.predictions import DecodePool, Prediction
-from common.rollout import RUNNING
+from common.rollout import BY_HAND, RUNNING
 from common.rollout_control import make_control
+from common.rollout_pages import ALARM
 from common.server_pages import endpoints
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ MOST_COMPARED = 0.05  # of the requests, compared with stable's answers beside a
 NICE = 10  # of a shadow's thread: stable goes first
 NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False, "told": ""}
 ADOPTED = ("predictor", "results", "batch", "started_at", "ended_at", "decode_s", "data_hash", "is_list", "wanted")
-ALARM = "canary_rollback"
 
 
 class Canary:
@@ -83,16 +82,13 @@ class Canary:
         split = self.split = await self.ask("split")
         if split["status"] not in RUNNING:
             return
-        args, shadow = self.args, split["shadow"]
-        self.server.monitor.alarms.add(Alarm(ALARM, 1.0, min_samples=1, consecutive=1, severity="critical"))
-        self.batcher = MicroBatcher(
-            self._twins_done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue
-        )
-        self.decoders = DecodePool(self.batcher, self._twins_done, 0 if shadow else args.decode_threads)
+        args, done, shadow = self.args, self._twins_done, split["shadow"]
+        self.server.monitor.alarms.add(ALARM)
+        self.batcher = MicroBatcher(done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
+        self.decoders = DecodePool(self.batcher, done, 0 if shadow else args.decode_threads)
         self.batcher.start()
         self.decoders.start()
-        loaded = self.batcher.call(self._load)
-        loaded.add_done_callback(lambda future: self.server.tell_loop(self._loaded, future))
+        self.batcher.call(self._load).add_done_callback(lambda future: self.server.tell_loop(self._loaded, future))
 
     def _load(self) -> object:
         if self.split["shadow"] and sys.platform == "linux":  # elsewhere it would be the whole process
@@ -105,21 +101,27 @@ class Canary:
         return predictor
 
     def _loaded(self, future) -> None:
-        error = future.exception()
-        if error is None and self.split["status"] != "rolled_back":
+        if error := future.exception():
+            trace = None if isinstance(error, UserError) else error
+            log.error("the candidate cannot be served: %s", error, exc_info=trace)
+            self._tell("failed", f"the candidate cannot be served: {error}")
+        elif self.split["status"] != "rolled_back":
             self.predictor = future.result()
             log.warning("candidate %s is ready", self.predictor.model_id)
             if self.split["status"] == "promoted":
                 self._take_over()
-        if error is None:
-            return
-        log.error("the candidate cannot be served: %s", error, exc_info=None if isinstance(error, UserError) else error)
-        self._tell("failed", f"the candidate cannot be served: {error}")
 
     def busy(self) -> str:
         """Why another model cannot be loaded now; empty if it can."""
         under_way = self.split["status"] in RUNNING
         return "a rollout is under way: end it with POST /rollout/promote or /rollout/rollback" if under_way else ""
+
+    def reloaded(self, done: dict) -> None:
+        """As common.model_slot says it."""
+        if done["model_id"] != done["was"] and ALARM.name in self.server.monitor.alarms:
+            self.server.monitor.alarms.run({ALARM.name: (0.0, 1)})
+        if self.args.canary:
+            self._tell("reloaded", None)
 
     def stop(self, timeout_s: float) -> bool:
         """End its threads; False if one is still busy."""
@@ -183,8 +185,7 @@ class Canary:
     def _take_twin(self, twin: Prediction, fault: str | None) -> None:
         """fault None: neither arm's, the request itself is wrong; stable will say so."""
         self.waiting.discard(twin)
-        job, now = twin.twin, time.monotonic()
-        twin.abandoned = True
+        job, now, twin.abandoned = twin.twin, time.monotonic(), True
         self._record(twin, fault, now)
         if twin.arm == "shadow":
             self._compare(job, twin, fault)
@@ -267,7 +268,7 @@ class Canary:
         before, self.split = self.split["status"], split
         if split["status"] == "promoted":
             self.args.model = split["told"]  # what a reload looks up
-        if split["status"] == before or before == "waiting":
+        if split["status"] == before or before not in RUNNING:
             return
         if split["status"] == "rolled_back":
             self._roll_back(split["why"])
@@ -285,7 +286,8 @@ class Canary:
         for twin in list(self.waiting):
             self._take_twin(twin, None)
         self.batcher.stop(0)
-        self.server.monitor.alarms.run({ALARM: (1.0, 1, {"why": why})})
+        if why != BY_HAND:
+            self.server.monitor.alarms.run({ALARM.name: (1.0, 1, {"why": why})})
 
     def _taken_over(self, future) -> None:
         if error := future.exception():

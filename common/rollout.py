@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 VERBS = ("promote", "hold", "resume", "rollback")
 RUNNING, ENDED = ("running", "held"), ("promoted", "rolled_back")
+BY_HAND = "by hand"
 SAVE_S = 1.0  # how much evidence a killed process loses at most
 
 
@@ -174,7 +175,7 @@ class Rollout:
         self.stage, self.in_stage = self.stage + 1, 0
         return [self._decision("advance", f"to {self.plan.stages[self.stage]:g} %")]
 
-    def order(self, verb: str, why: str = "by hand") -> dict:
+    def order(self, verb: str, why: str = BY_HAND) -> dict:
         """An operator's promote, hold, resume or rollback. ValueError where it makes no sense now."""
         if self.ended:
             raise ValueError(f"the rollout has ended: {self.status} ({self.why})")

@@ -30,7 +30,7 @@ from common.releases import CHECKPOINT, NAME, Releases, served_file
 from common.rollout import RUNNING, Plan, Rollout
 
 log = logging.getLogger(__name__)
-ANSWERED = ("report", "split", "rollout", "order", "failed")  # what Control.asked takes
+ANSWERED = ("report", "split", "rollout", "order", "failed", "reloaded")  # what Control.asked takes
 
 
 class Control:
@@ -76,7 +76,18 @@ class Control:
                 raise HttpError(409, str(error), RETRY) from error
         elif what == "failed" and (decision := self.rollout.fail(value)):
             self._told([decision])
+        elif what == "reloaded" and self.rollout.told:
+            self._reloaded()
         return self.split() if what in ("split", "report") else self.rollout.about()
+
+    def _reloaded(self) -> None:
+        before = self.rollout.status
+        try:
+            self._settle(Releases(self.args.registry).resolve(self.rollout.told)["sha256"])
+        except UserError as error:
+            log.error("the rollout stays %s: %s", before, error)
+        if self.rollout.status != before:
+            self.spread(self.split())
 
     def _take(self, report: dict) -> None:
         judge = self.rollout.judge

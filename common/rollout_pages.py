@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from common.alarms import Alarm
 from common.batcher import Job
 from common.endpoints import GET, POST, Endpoint, json_reply, later
 from common.http_connection import Connection
@@ -20,6 +21,11 @@ ORDERS = {
     "resume": "Go on with the stages.",
     "rollback": "The candidate gets no more requests.",
 }
+ALARM = Alarm(
+    "canary_rollback", 1.0, min_samples=1, consecutive=1, severity="critical", about="The candidate was taken out.",
+    runbook="The model before answers all requests. GET /rollout says why; mend the candidate, register it, start with "
+    "the new one as --canary. A reload that brings another model ends the alarm.",
+)  # fmt: skip
 
 
 def endpoints(server) -> list[Endpoint]:

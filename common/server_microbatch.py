@@ -197,6 +197,7 @@ class Server:
         finally:
             self.reloading = False
         self.endpoints = endpoints(self)
+        self.canary.reloaded(done)
         self.metrics.count("model_reloads_total", 'result="done"')
         return done
 

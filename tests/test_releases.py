@@ -283,6 +283,7 @@ def test_the_registry_decides_after_a_promotion_that_it_was_told_of(
         assert started(words)[1]["status"] == "promoted"
         store.rollback("vision", stage)
         assert post("/admin/reload")["model_id"] == old["sha256"][:12]
+        assert rollout.ask(url, "status")["status"] == "rolled_back"
     for _ in range(2):  # nor is the candidate rolled out anew
         args, about = started(words)
         assert (served_file(args), about["status"]) == (str(store.checkpoint("vision@1")), "rolled_back")

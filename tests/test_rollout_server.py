@@ -183,6 +183,10 @@ def test_a_broken_candidate_is_rolled_back_and_nobody_notices(two, fault):
     after = server.predict("1")[2]
     assert (after["model_id"], "canary_rollback" in after["alert"]) == ("old", True)
     assert "arm" not in after
+    (server.folder / "mended.json").write_text('{"id": "mended"}')
+    wanted = {"ckpt": str(server.folder / "mended.json")}
+    assert server.ask("POST", "/admin/reload", wanted, {"Authorization": f"Bearer {TOKEN}"})[0] == 200
+    assert "canary_rollback" not in server.predict("1")[2]["alert"]
     last = server.decisions()[-1]
     assert (last["decision"], last["why"]) == ("rollback", about["why"])
     assert last["guardrails"][guardrail]["e"] >= last["guardrails"][guardrail]["needs"]
@@ -301,7 +305,7 @@ def test_workers_agree(two):
     assert all(len(arms - {None}) == 1 for arms in split.values())
     assert server.order("rollback")[2]["status"] == "rolled_back"
     wait_until(lambda: 'rollout_status{status="rolled_back"} 2' in server.metrics(), "both know")
-    assert {answer["model_id"] for _, _, answer in load(server, 40)} == {"old"}
+    assert {(answer["model_id"], *answer["alert"]) for _, _, answer in load(server, 40)} == {("old",)}
     assert server.stop() == 0
 
 
