@@ -207,7 +207,7 @@ def deployment(page: Page, found: dict) -> None:
     page.head("deployment")
     run, plan = found["run"], Plan()
     serve = f"python -m {found['package']}.serve --model {run['project']}@production"
-    page.text(f"- `{serve} --canary {run['checkpoint']['file']} --stages {','.join(map(str, plan.stages))}`")
+    page.text(f"- `{serve} --canary {run['project']}@latest --stages {','.join(map(str, plan.stages))}`")
     page.text(f"- {page.say('stages')}: {', '.join(map(str, plan.stages))} ({page.say('each', n=plan.stage_requests)})")
     page.text(f"- {page.say('guardrails')}: {', '.join(plan.guardrails)}")
     page.text(f"- {page.say('rollback')}: `python -m common.registry rollback {run['project']}`")

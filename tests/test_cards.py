@@ -63,7 +63,7 @@ def test_every_number_is_that_of_an_artefact(run):
     policy = json.loads((ROOT / "project_vision_cls" / "monitoring.json").read_text())
     assert f"| drift_label | {policy['drift']['label']['effect']} | " in text
     assert f"| accuracy_drop | {policy['levels']['accuracy_drop']['threshold']} | " in text
-    assert f"--stages {','.join(map(str, Plan().stages))}`" in text
+    assert f" --canary vision@latest --stages {','.join(map(str, Plan().stages))}`" in text
     assert "`python -m common.registry rollback vision`" in text
     data = (run / "DATA_CARD.md").read_text()
     assert "| red | 20 | 8 |" in data
