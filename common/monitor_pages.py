@@ -24,6 +24,7 @@ from common.metrics import escaped
 from common.model_slot import model_version
 from common.monitor import Monitor
 from common.policy import read_policy
+from common.rollout import shown_share
 from common.sinks import Sink, command, webhook
 from common.strict_json import load_json
 
@@ -181,7 +182,9 @@ def _canary(server) -> dict | None:
     """What anybody may know of a rollout under way; the salt that deals its requests is not among it."""
     if not server.args.canary:
         return None
-    return {key: server.canary.split[key] for key in ("status", "share", "why", "shadow")}
+    split = server.canary.split
+    told = {key: split[key] for key in ("status", "why", "shadow")}
+    return {**told, "share": shown_share(split["status"], split["share"])}
 
 
 # -- feedback --

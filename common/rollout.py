@@ -52,6 +52,11 @@ class Plan:
     shadow: bool = False
 
 
+def shown_share(status: str, share: float) -> float:
+    """The part of the requests that the candidate answers, 0..1: all of them once it is the stable model."""
+    return 1.0 if status == "promoted" else share
+
+
 class Rollout:
     """The one place where decisions are made. Not thread-safe; touches nothing but its files."""
 
@@ -88,7 +93,8 @@ class Rollout:
     def about(self) -> dict:
         """For people and programs: the state, and the numbers behind it."""
         waits = self.judge.ready() if self.status in RUNNING else []
-        now = {"status": self.status, "stage": self.stage, "percent": 100 * self.share, "why": self.why}
+        now = {"status": self.status, "stage": self.stage, "why": self.why}
+        now["percent"] = 100 * shown_share(self.status, self.share)
         now |= {"requests_in_stage": self.in_stage, "waits_for": waits, "shadow": self.plan.shadow}
         plan = {"stages": list(self.plan.stages), "stage_requests": self.plan.stage_requests}
         return plain({**now, **plan, **self.models, "guardrails": self.judge.numbers()})
@@ -124,12 +130,8 @@ class Rollout:
     def save(self, sync: bool = True) -> None:
         """Write the state, whole or not at all. What cannot be written is told in the log; the rollout goes on."""
         state = {"format": FORMAT, "models": self.models, "status": self.status, "why": self.why, "salt": self.salt}
-        state |= {
-            "shadow": self.plan.shadow,
-            "stages": self.plan.stages,
-            "percent": 100 * self.share,
-            "told": self.told,
-        }
+        state |= {"told": self.told, "percent": 100 * shown_share(self.status, self.share)}
+        state |= {"shadow": self.plan.shadow, "stages": self.plan.stages}
         state |= {"stage": self.stage, "in_stage": self.in_stage, "judge": self.judge.state()}
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         self.saved, self.dirty = time.monotonic(), False

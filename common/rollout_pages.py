@@ -13,7 +13,7 @@ from common.batcher import Job
 from common.endpoints import GET, POST, Endpoint, json_reply, later
 from common.http_connection import Connection
 from common.json_schema import TEXT, WHOLE, as_json, fields
-from common.rollout import VERBS
+from common.rollout import VERBS, shown_share
 
 ORDERS = {
     "promote": "The candidate becomes the stable model now.",
@@ -43,7 +43,10 @@ def gauges(server) -> dict:
     if not server.args.canary:
         return {}
     split = server.canary.split
-    return {"rollout_share": {"": split["share"]}, "rollout_status": {f'status="{split["status"]}"': 1}}
+    return {
+        "rollout_share": {"": shown_share(split["status"], split["share"])},
+        "rollout_status": {f'status="{split["status"]}"': 1},
+    }
 
 
 def _ask(server, what: str, value: object, connection: Connection, body: bytes) -> Job:

@@ -216,7 +216,7 @@ def test_a_healthy_candidate_goes_through_the_stages(tmp_path):
         ("advance", "to 50 %"),
         ("promote", "every stage was passed"),
     ]
-    assert (rollout.status, rollout.share) == ("promoted", 0.0)
+    assert (rollout.status, rollout.share, rollout.about()["percent"]) == ("promoted", 0.0, 100)
     logged = lines(rollout.path)
     assert [line["decision"] for line in logged] == ["start", "advance", "promote"]
     assert {"ts", "why", "percent", "guardrails", "requests_in_stage"} <= logged[1].keys()

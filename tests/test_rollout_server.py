@@ -161,6 +161,8 @@ def test_a_healthy_candidate_takes_over(two):
     assert 'arm_requests_total{arm="canary",result="ok"}' in text
     assert 'arm_seconds_count{arm="stable"}' in text
     assert 'rollout_status{status="promoted"} 1' in text
+    assert "\nrollout_share 1\n" in text
+    assert server.ask("GET", "/dashboard/data")[2]["canary"]["share"] == 1
     assert server.stop() == 0
     assert {line["model_id"] for line in server.log() if line.get("arm") == "canary"} == {"new"}
     # the same command again: it goes on with what was promoted
