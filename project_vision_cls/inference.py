@@ -33,6 +33,7 @@ from project_vision_cls.model import build_model
 from project_vision_cls.scan import HIDDEN, SUFFIXES
 
 COLUMNS = ["path", "pred", "label", "prob", "status", "model_id"]
+CHUNK = 8  # batches decoded at a time
 
 
 class Predictor:
@@ -152,9 +153,11 @@ def walk_photos(root: Path, passed_over: Counter[str] | None = None, above: tupl
 def predict_files(predictor: Predictor, files: Iterable[Path], bs: int) -> Iterator[tuple[Path, dict, str]]:
     """(file, answer, status) for each file, in order; a file that cannot be read has an empty answer and the reason.
 
-    The next batch is decoded on threads while the model works on this one; two batches are in memory.
+    Photos are decoded on threads: beside a GPU the next batch while the model works on this one; on the CPU, where both
+    want the same cores, CHUNK batches and then the model.
     """
-    files = iter(files)
+    files, beside = iter(files), torch.device(predictor.device).type != "cpu"
+    size = bs if beside else CHUNK * bs
 
     def decoded(file: Path) -> np.ndarray | PhotoError:
         try:
@@ -163,17 +166,22 @@ def predict_files(predictor: Predictor, files: Iterable[Path], bs: int) -> Itera
             return PhotoError(str(error))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        batch = list(itertools.islice(files, bs))
-        pending = [pool.submit(decoded, file) for file in batch]
-        while batch:
+        chunk = list(itertools.islice(files, size))
+        pending = [pool.submit(decoded, file) for file in chunk]
+        while chunk:
             rows = [future.result() for future in pending]
-            coming = list(itertools.islice(files, bs))
-            pending = [pool.submit(decoded, file) for file in coming]
-            good = [row for row in rows if isinstance(row, np.ndarray)]
-            answers = iter(predictor.predict_rows(good) if good else [])
-            for file, row in zip(batch, rows, strict=True):
-                yield (file, {}, str(row)) if isinstance(row, PhotoError) else (file, next(answers), "ok")
-            batch = coming
+            coming = list(itertools.islice(files, size))
+            if beside:
+                pending = [pool.submit(decoded, file) for file in coming]
+            for start in range(0, len(chunk), bs):
+                part = rows[start : start + bs]
+                good = [row for row in part if isinstance(row, np.ndarray)]
+                answers = iter(predictor.predict_rows(good) if good else [])
+                for file, row in zip(chunk[start : start + bs], part, strict=True):
+                    yield (file, {}, str(row)) if isinstance(row, PhotoError) else (file, next(answers), "ok")
+            if not beside:
+                pending = [pool.submit(decoded, file) for file in coming]
+            chunk = coming
 
 
 def write_csv(
