@@ -11,8 +11,7 @@ longer than --canary_patience_ms, stable answers. Every outcome is reported to t
 which says what part of the requests the candidate gets; everything here runs on the event loop.
 
 An arm is chosen by a hash of X-Canary-Key, else of the request's id: retries stick. A key seen lately is no evidence.
-In --shadow, and for as many of stable's requests as the candidate gets (5 % at most), the twin answers nobody, and
-begins when stable has answered.
+In --shadow, and for up to 5 % of stable's requests, the twin begins when stable has answered, and answers nobody.
 """
 
 from __future__ import annotations
@@ -185,7 +184,8 @@ class Canary:
     def _take_twin(self, twin: Prediction, fault: str | None) -> None:
         """fault None: neither arm's, the request itself is wrong; stable will say so."""
         self.waiting.discard(twin)
-        job, now, twin.abandoned = twin.twin, time.monotonic(), True
+        job, now = twin.twin, time.monotonic()
+        twin.abandoned = True
         self._record(twin, fault, now)
         if twin.arm == "shadow":
             self._compare(job, twin, fault)

@@ -128,15 +128,15 @@ class Monitor:
                     self._wake.set()
 
     def counted(self, statuses: list[int]) -> None:
-        """Answers of routes that predict, whatever they are. The server's fault: 429 and 5xx."""
+        """Answers of routes that predict, whatever they are."""
         for status, n in Counter(statuses).items():
-            bad = status >= 500 or status == 429
+            bad = at_fault(status)
             kind = "refused" if status == 429 else "failed" if bad else "invalid" if status >= 400 else "answered"
             self.totals[kind] += n
             if "errors" in self.budgets:
                 self.budgets["errors"].add(n * bad, n)
         if "error_share" in self.alarms:
-            self._statuses += [status >= 500 or status == 429 for status in statuses]
+            self._statuses += map(at_fault, statuses)
             while len(self._statuses) >= SHORT:
                 self.alarms.run({"error_share": (sum(self._statuses[:SHORT]) / SHORT, SHORT)})
                 del self._statuses[:SHORT]
@@ -232,6 +232,11 @@ class Monitor:
             events += [{**state, "at": time.time()} for state in states if state["alarm"] not in told]
         for sink in self.sinks if events else []:
             sink.put(events)
+
+
+def at_fault(status: int) -> bool:
+    """Whether an answer without a prediction is the server's fault."""
+    return status == 429 or status >= 500
 
 
 def _short(value: object) -> object:

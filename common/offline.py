@@ -20,7 +20,7 @@ from common.alarms import AlarmManager
 from common.burn import BUCKET_S, BurnRate
 from common.cli import UserError
 from common.feedback import RESULTS
-from common.monitor import SHORT
+from common.monitor import SHORT, at_fault
 from common.policy import make_alarms
 from common.reference import thresholds
 from common.window_checks import judge
@@ -173,14 +173,10 @@ def _answers(line: dict, ckpt: dict) -> dict[str, list]:
     return found
 
 
-def _bad(status: int) -> bool:
-    return status == 429 or status >= 500
-
-
 def _spend(budgets: dict[str, BurnRate], line: dict, slo: dict, at: float) -> None:
     """One more answer for the error budgets."""
     if "errors" in budgets:
-        budgets["errors"].add(_bad(line["status"]), now=at)
+        budgets["errors"].add(at_fault(line["status"]), now=at)
     if "latency" in budgets and line["status"] == 200 and line.get("lat_ms") is not None:
         budgets["latency"].add(line["lat_ms"] > slo["latency"]["ms"], now=at)
 
@@ -192,7 +188,7 @@ def _check_budgets(budgets: dict[str, BurnRate], alarms: AlarmManager, at: float
 def _levels(checks: dict[str, list], line: dict, alarms: AlarmManager, at: float) -> None:
     """One more answer for the alarms of latency and errors, checked each SHORT answers as the server does."""
     status = line["status"]
-    told = {"lat_p95": line.get("lat_ms"), "queue_p95": line.get("queue_ms"), "error_share": _bad(status)}
+    told = {"lat_p95": line.get("lat_ms"), "queue_p95": line.get("queue_ms"), "error_share": at_fault(status)}
     for name, values in checks.items():
         if told[name] is not None and (status == 200 or name == "error_share"):
             values.append(told[name])

@@ -1,10 +1,11 @@
-"""Files of rows that a killed command left unfinished: which of their rows are whole.
+"""Files of rows that a killed command left unfinished: where they lie, and which of their rows are whole.
 
+    partial = partial_of(Path("preds.csv"))
     for row, size in whole_rows(Path("preds.csv.partial")):     # size: bytes up to the end of this row
         ...
     os.truncate("preds.csv.partial", size)                      # what was torn is gone; append from here
 
-Reads .csv and .jsonl, each with ".partial" behind or not. Writes nothing.
+Reads .csv and .jsonl, each with ".partial" behind or not. Makes the folder of a file that is to be written.
 """
 
 from __future__ import annotations
