@@ -71,12 +71,12 @@ SHADOW = "the candidate sees a copy of all requests and answers none (default: o
 def add_server_flags(
     parser: argparse.ArgumentParser, port: int, decode_threads: int | None = None, policy: Path | None = None
 ) -> None:
-    """Add them; `port`, `decode_threads` (None: half of the cores, 8 at most) and `policy` are defaults.
+    """Add them; `port`, `decode_threads` (None: one a core, 8 at most) and `policy` are defaults.
 
     Limits are per worker.
     """
     parser.add_argument("--shadow", action="store_true", help=SHADOW)
-    threads = max(1, min(8, cores() // 2)) if decode_threads is None else decode_threads
+    threads = min(8, cores()) if decode_threads is None else decode_threads
     defaults = {"port": port, "decode_threads": threads, "policy": str(policy or "")}
     for name, kind, default, text in FLAGS:
         default = defaults.get(name, default)
