@@ -11,7 +11,8 @@ longer than --canary_patience_ms, stable answers. Every outcome is reported to t
 which says what part of the requests the candidate gets; everything here runs on the event loop.
 
 An arm is chosen by a hash of X-Canary-Key, else of the request's id: retries stick. A key seen lately is no evidence.
-In --shadow, and for up to 5 % of stable's requests, the twin begins when stable has answered, and answers nobody.
+In --shadow, and for up to 5 % of stable's requests, the twin begins when stable has answered, and answers nobody. A
+shadow also gives way to what stable gets next (common.shadow), so where there are no gaps it sees some requests only.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ import contextlib
 import hashlib
 import logging
 import math
-import os
-import sys
-import threading
 import time
 from collections import OrderedDict, defaultdict
 
@@ -36,11 +34,11 @@ from common.rollout import BY_HAND, RUNNING
 from common.rollout_control import make_control
 from common.rollout_pages import ALARM
 from common.server_pages import endpoints
+from common.shadow import MOST_BEHIND, Shadow, be_nice
 
 log = logging.getLogger(__name__)
 REMEMBERED = 10_000  # keys, and answers that wait for their labels
 MOST_COMPARED = 0.05  # of the requests, compared with stable's answers beside a canary
-NICE = 10  # of a shadow's thread: stable goes first
 NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False, "told": ""}
 ADOPTED = ("predictor", "results", "batch", "started_at", "ended_at", "decode_s", "data_hash", "is_list", "wanted")
 
@@ -51,7 +49,7 @@ class Canary:
     def __init__(self, server):
         self.server, self.args = server, server.args
         self.patience_s = min(self.args.canary_patience_ms, self.args.timeout_ms / 2) / 1000
-        self.split, self.predictor = NEVER, None
+        self.split, self.predictor, self.shadow = NEVER, None, None
         self.waiting: set[Prediction] = set()
         self.keys: OrderedDict[bytes, None] = OrderedDict()
         self.answers: OrderedDict[str, tuple] = OrderedDict()
@@ -90,8 +88,8 @@ class Canary:
         self.batcher.call(self._load).add_done_callback(lambda future: self.server.tell_loop(self._loaded, future))
 
     def _load(self) -> object:
-        if self.split["shadow"] and sys.platform == "linux":  # elsewhere it would be the whole process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if self.split["shadow"]:
+            be_nice()
         slot, ckpt = self.server.slot, self.split["ckpt"]
         predictor = slot.load_from(ckpt)
         slot.check_sha256(ckpt, self.split["sha256"])  # the file may have been replaced since the rollout began
@@ -106,6 +104,7 @@ class Canary:
             self._tell("failed", f"the candidate cannot be served: {error}")
         elif self.split["status"] != "rolled_back":
             self.predictor = future.result()
+            self.shadow = Shadow(self.predictor, lambda: self.server.batcher.depth > 0, self.patience_s)
             log.warning("candidate %s is ready", self.predictor.model_id)
             if self.split["status"] == "promoted":
                 self._take_over()
@@ -142,7 +141,7 @@ class Canary:
         counted = 0.0 if sent and self._seen(digest) else share
         job.arm, answers = "stable", at < share and not split["shadow"]
         wanted = answers or split["shadow"] or at < share + min(share, MOST_COMPARED)
-        if not wanted or not self.batcher.reserve():
+        if (split["shadow"] and len(self.waiting) >= MOST_BEHIND) or not wanted or not self.batcher.reserve():
             if at >= share:
                 job.share = counted
             elif answers and counted:  # it does not keep up
@@ -150,7 +149,8 @@ class Canary:
                 self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
             return False
         until = job.accepted_at + self._patience(job) if answers else math.inf
-        twin = Prediction(job.connection, job.protocol, self.predictor, job.body, until)
+        candidate = self.shadow if split["shadow"] else self.predictor
+        twin = Prediction(job.connection, job.protocol, candidate, job.body, until)
         twin.twin, job.twin, twin.arm = job, twin, "canary" if answers else "shadow"
         (twin if at < share else job).share = counted
         self.waiting.add(twin)

@@ -2,6 +2,8 @@
 
 What a rollout costs a running server. `shadow_p50_ratio`, `shadow_p99_ratio`: latency of the stable arm with a shadow
 beside it, over that without, in rounds that take turns (medians; photos of 400 pixels at a fixed rate).
+`beside_p50_ratio`, `beside_p99_ratio`: the same of a server without a shadow, while another process on these cores
+serves the same load, so what any such work costs on this machine.
 `agree_s`: the time from an order (hold, resume) until all of `--workers` processes report its state (median and most).
 With --json the last line is one JSON object. Makes a small photo model; run it alone on the machine.
 """
@@ -21,30 +23,42 @@ from pathlib import Path
 from common.amp_ckpt import load_ckpt, save_ckpt
 from common.cli import command_parser, number, run
 from common.rollout import ask
-from tests.bench.launch import environment, load, python, running, write_photos
+from tests.bench.launch import environment, load, python, result, running, start_generator, write_photos
+
+STARTS_S = 1.0  # a load generator has begun by then
 
 
 def shadow(args: argparse.Namespace, folder: Path, bodies: Path, models: list[str]) -> dict:
-    """Latencies of two servers that take turns, one of them with a shadow."""
+    """Latencies of servers that take turns: one with a shadow; one without, alone and with a third one beside it."""
     plain, candidate = models
-    rates: dict[str, list[dict]] = {"plain": [], "shadow": []}
+    rates: dict[str, list[dict]] = {"plain": [], "beside": [], "shadow": []}
     body = bodies.read_bytes().splitlines()[0]
     with ExitStack() as stack:
         servers = {}
-        for name, more in (("plain", []), ("shadow", ["--shadow", "--canary", candidate])):
+        for name, more in (("plain", []), ("other", []), ("shadow", ["--shadow", "--canary", candidate])):
             words = ["--ckpt", plain, "--port", 0, "--rollout_state", folder / f"{name}.json", *more]
             command = python("project_vision_cls.serve", *words)
             servers[name] = stack.enter_context(running(name, command, folder, environment(1), body))
+
+        def measured(name: str) -> dict:
+            return load(servers[name].port, bodies, 8, args.seconds, args.rate, wrk=False)
+
         for _ in range(args.rounds + 1):  # the first one warms up
-            for name, server in servers.items():
-                rates[name].append(load(server.port, bodies, 8, args.seconds, args.rate, wrk=False))
+            rates["plain"].append(measured("plain"))
+            flags = ["--rate", args.rate, "--connections", 8, "--seconds", args.seconds + 2 * STARTS_S]
+            other = start_generator(servers["other"], bodies, *flags)
+            time.sleep(STARTS_S)
+            rates["beside"].append(measured("plain"))
+            result(other)
+            rates["shadow"].append(measured("shadow"))
         pairs = ask(f"http://127.0.0.1:{servers['shadow'].port}", "status")["guardrails"]["disagreement"]["canary"]["n"]
     found = {"shadow_compared": pairs, "rate": args.rate}
     for what in ("p50_ms", "p99_ms"):
-        plain_ms, shadow_ms = ([one[what] for one in rates[name][1:]] for name in ("plain", "shadow"))
-        ratios = [b / a for a, b in zip(plain_ms, shadow_ms, strict=True)]
-        found |= {f"plain_{what}": statistics.median(plain_ms), f"shadow_{what}": statistics.median(shadow_ms)}
-        found[f"shadow_{what[:3]}_ratio"] = statistics.median(ratios)
+        times = {name: [one[what] for one in figures[1:]] for name, figures in rates.items()}
+        found |= {f"{name}_{what}": statistics.median(some) for name, some in times.items()}
+        for name in ("beside", "shadow"):
+            ratios = [b / a for a, b in zip(times["plain"], times[name], strict=True)]
+            found[f"{name}_{what[:3]}_ratio"] = statistics.median(ratios)
     return found
 
 
