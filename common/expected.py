@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (0.15, 0.35, 0.6, 1.0)  # of each kind of damage, 1 being the most that is still of interest
-FEWEST, MOST, PART = 50, 500, 80  # validation examples: wanted at all, used, and used for each kind and strength
+FEWEST, MOST, PART = 50, 500, 160  # validation examples: wanted at all, used, and used for each kind and strength
 TRUSTED = (0.3, 0.7)  # share of the undamaged accuracy below which a group says nothing, above which it counts in full
 RIDGE = 1.0
 

@@ -73,7 +73,7 @@ def mirror_best(path: Path, val_set: ImageFolder, bs: int, device: torch.device)
 def learn_accuracy(path: Path, val_set: ImageFolder, device: torch.device) -> None:
     """Put into the reference of best.pt what tells its accuracy without labels, from damaged validation photos.
 
-    Costs at most 3,400 predictions; with fewer than FEWEST photos there is nothing to learn from.
+    Costs at most 6,300 predictions; with fewer than FEWEST photos there is nothing to learn from.
     """
     held, predictor = load_ckpt(path, project="vision"), Predictor.load(path, device)
     rows = np.flatnonzero(val_set.labels >= 0)
