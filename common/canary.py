@@ -30,11 +30,12 @@ from common.feedback import kept, scores
 from common.http_wire import HttpError
 from common.outcomes import bad, differ, kind, shown
 from common.predictions import DecodePool, Prediction
+from common.priority import yield_to_others
 from common.rollout import BY_HAND, RUNNING
 from common.rollout_control import make_control
 from common.rollout_pages import ALARM
 from common.server_pages import endpoints
-from common.shadow import MOST_BEHIND, Shadow, be_nice
+from common.shadow import MOST_BEHIND, STEPS_BACK, Shadow
 
 log = logging.getLogger(__name__)
 REMEMBERED = 10_000  # keys, and answers that wait for their labels
@@ -89,7 +90,7 @@ class Canary:
 
     def _load(self) -> object:
         if self.split["shadow"]:
-            be_nice()
+            yield_to_others(STEPS_BACK)
         slot, ckpt = self.server.slot, self.split["ckpt"]
         predictor = slot.load_from(ckpt)
         slot.check_sha256(ckpt, self.split["sha256"])  # the file may have been replaced since the rollout began

@@ -26,6 +26,7 @@ from common.http_connection import Connection
 from common.http_wire import HttpError
 from common.metrics import Metrics
 from common.model_slot import model_version
+from common.priority import yield_to_others
 from common.strict_json import load_json
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class DecodePool:
     """Threads that decode accepted requests. What waits for them is bounded by the places in the batcher's queue.
 
     threads: 0 decodes in the model's thread: for short texts, a hand-over between threads costs more than the decoding.
+    They step back a little, so that clients who have to be turned away hear of it soon.
     """
 
     def __init__(self, batcher: MicroBatcher, done: Callable[[list[Prediction]], None], threads: int):
@@ -117,6 +119,7 @@ class DecodePool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
+        yield_to_others(1)
         while (job := self._inbox.get()) is not None:
             self._decode(job)
 

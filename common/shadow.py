@@ -1,6 +1,6 @@
 """A candidate that works in the gaps of stable's traffic.
 
-    be_nice()                                       # in the thread that is to use it, and no other
+    yield_to_others(STEPS_BACK)                     # in the thread that is to use it, and no other
     shadow = Shadow(predictor, busy=lambda: stable.depth > 0, patience_s=1.0)
     shadow.predict_rows([shadow.decode(item)])      # as of the predictor; waits while stable has work
 
@@ -10,23 +10,14 @@ to batch it waits a part of its patience at most, so that MOST_BEHIND requests a
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 
 from torch import nn
 
-NICE = 10
+STEPS_BACK = 10  # of the thread's priority
 MOST_BEHIND = 16  # requests that wait for a shadow; of more, it misses some
 LOOK_S = 0.0003  # between two looks; of the order of one layer
-
-
-def be_nice() -> None:
-    """Let all other threads of the machine go first."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class Shadow:
