@@ -105,7 +105,8 @@ class Canary:
             self._tell("failed", f"the candidate cannot be served: {error}")
         elif self.split["status"] != "rolled_back":
             self.predictor = future.result()
-            self.shadow = Shadow(self.predictor, lambda: self.server.batcher.depth > 0, self.patience_s)
+            # no predictor: it was promoted, and gives way to nobody
+            self.shadow = Shadow(self.predictor, lambda: self.predictor and self.server.batcher.depth, self.patience_s)
             log.warning("candidate %s is ready", self.predictor.model_id)
             if self.split["status"] == "promoted":
                 self._take_over()
@@ -132,17 +133,17 @@ class Canary:
 
     def deal(self, job: Prediction) -> bool:
         """True: the candidate's twin of the job will bring its answer, or put the job to stable's decoders."""
-        split = self.split
-        if self.predictor is None or not (split["share"] or split["shadow"]) or getattr(job.protocol, "version", ""):
+        split, shadow = self.split, self.split["shadow"]
+        if self.predictor is None or not (split["share"] or shadow) or getattr(job.protocol, "version", ""):
             return False
         sent = job.request.headers.get("x-canary-key") or job.request.headers.get("x-request-id")
         digest = hashlib.blake2b(f"{split['salt']} {sent or job.connection.req_id}".encode(), digest_size=8).digest()
         # of a shadowed pair one counts, by a fair coin: two outcomes of one input are not independent
-        at, share = int.from_bytes(digest, "big") / 2**64, 0.5 if split["shadow"] else split["share"]
+        at, share = int.from_bytes(digest, "big") / 2**64, 0.5 if shadow else split["share"]
         counted = 0.0 if sent and self._seen(digest) else share
-        job.arm, answers = "stable", at < share and not split["shadow"]
-        wanted = answers or split["shadow"] or at < share + min(share, MOST_COMPARED)
-        if (split["shadow"] and len(self.waiting) >= MOST_BEHIND) or not wanted or not self.batcher.reserve():
+        job.arm, answers = "stable", at < share and not shadow
+        wanted = answers or shadow or at < share + min(share, MOST_COMPARED)
+        if (shadow and len(self.waiting) >= MOST_BEHIND) or not wanted or not self.batcher.reserve():
             if at >= share:
                 job.share = counted
             elif answers and counted:  # it does not keep up
@@ -150,8 +151,7 @@ class Canary:
                 self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
             return False
         until = job.accepted_at + self._patience(job) if answers else math.inf
-        candidate = self.shadow if split["shadow"] else self.predictor
-        twin = Prediction(job.connection, job.protocol, candidate, job.body, until)
+        twin = Prediction(job.connection, job.protocol, self.shadow if shadow else self.predictor, job.body, until)
         twin.twin, job.twin, twin.arm = job, twin, "canary" if answers else "shadow"
         (twin if at < share else job).share = counted
         self.waiting.add(twin)

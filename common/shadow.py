@@ -1,7 +1,7 @@
 """A candidate that works in the gaps of stable's traffic.
 
     yield_to_others(STEPS_BACK)                     # in the thread that is to use it, and no other
-    shadow = Shadow(predictor, busy=lambda: stable.depth > 0, patience_s=1.0)
+    shadow = Shadow(predictor, busy=lambda: stable.depth, patience_s=1.0)
     shadow.predict_rows([shadow.decode(item)])      # as of the predictor; waits while stable has work
 
 Before each item and before each layer of the model it looks whether stable is busy. It cannot be starved: from batch
@@ -23,7 +23,7 @@ LOOK_S = 0.0003  # between two looks; of the order of one layer
 class Shadow:
     """Has the `decode` and the `predict_rows` of a predictor (see common.server_microbatch)."""
 
-    def __init__(self, predictor: object, busy: Callable[[], bool], patience_s: float):
+    def __init__(self, predictor: object, busy: Callable[[], object], patience_s: float):
         self.predictor, self.busy = predictor, busy
         self.most_s = self.left_s = patience_s / MOST_BEHIND / 2
         models = [value for value in vars(predictor).values() if isinstance(value, nn.Module)]
