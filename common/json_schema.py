@@ -1,13 +1,17 @@
-"""JSON schemas (https://json-schema.org, 2020-12) in few words, for the document of common.openapi.
+"""JSON schemas (https://json-schema.org, 2020-12) in few words, for the document of common.openapi and for requests.
 
 values_like({"pred": 3, "label": "mug"})    # an object with an integer and a string, both required
 fields({"error": TEXT})                     # an object with this key and maybe others
+misfit(7, TEXT)                             # "found a whole number, wanted a string"
 """
 
 from __future__ import annotations
 
 TEXT, FLAG, WHOLE = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
 NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+TYPES = {**NAMES, dict: "object", list: "array", type(None): "null"}
+WORDS = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a string"}
+WORDS |= {"object": "an object", "array": "a list", "null": "null"}
 
 
 def values_like(value: object) -> dict:
@@ -19,6 +23,22 @@ def values_like(value: object) -> dict:
         same = kinds and all(kind == kinds[0] for kind in kinds)
         return {"type": "array", **({"items": kinds[0]} if same else {})}
     return {"type": NAMES[type(value)]} if type(value) in NAMES else {}
+
+
+def misfit(value: object, schema: dict) -> str:
+    """Where the JSON type of a value, or of a key's, is another than in its schema, in words; "" where it is not.
+
+    What is in lists, and null in place of a key's value, is for whoever reads them.
+    """
+    kind, wanted = TYPES[type(value)], schema.get("type", [])
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if wanted and kind not in wanted and not (kind == "integer" and "number" in wanted):
+        return f"found {WORDS[kind]}, wanted {' or '.join(WORDS[name] for name in wanted)}"
+    held = value if isinstance(value, dict) else {}
+    for key, part in schema.get("properties", {}).items():
+        if held.get(key) is not None and (words := misfit(held[key], part)):
+            return f'"{key}": {words}'
+    return ""
 
 
 def fields(required: dict, **optional: dict) -> dict:

@@ -27,7 +27,7 @@ from common.http_wire import HttpError, Request
 from common.model_slot import model_version
 from common.predictions import Prediction, Route
 from common.strict_json import load_json
-from common.tensors import NUMBERS, from_binary, from_json, to_binary, to_tensor
+from common.tensors import NUMBERS, exact, from_binary, from_json, to_binary, to_tensor
 
 SERVER_VERSION = "0.1.0"  # pyproject.toml's
 HEAD_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON at the start of a body, before the binary tensors
@@ -171,7 +171,7 @@ class OpenInference:
     def _output(self, name: str, values: list) -> tuple[dict, list]:
         declared = self.outputs[name][0] if name in self.outputs else "JSON"
         datatype, shape, elements = to_tensor(values)
-        if (datatype, declared) == ("INT64", "FP64"):
+        if (datatype, declared) == ("INT64", "FP64") and exact(elements):
             datatype, elements = "FP64", list(map(float, elements))
         if datatype == declared != "JSON":
             return {"name": name, "datatype": datatype, "shape": shape}, elements

@@ -24,6 +24,7 @@ from common.batcher import Job, MicroBatcher
 from common.endpoints import RETRY, Reply, json_reply
 from common.http_connection import Connection
 from common.http_wire import HttpError
+from common.json_schema import misfit
 from common.metrics import Metrics
 from common.model_slot import model_version
 from common.priority import yield_to_others
@@ -155,6 +156,8 @@ class DecodePool:
 
 
 def _row(predictor: object, item: object) -> object:
+    if isinstance(item, HttpError):  # as the protocol read it
+        return item
     try:
         return predictor.decode(item)
     except ValueError as error:
@@ -173,20 +176,25 @@ class PlainJson:
         self.route, self.keys = route, {route.key, route.list_key, "items"}
 
     def read(self, job: Prediction) -> list:
-        """The items of the body; HttpError 400 where it is not of that shape."""
+        """The items of the body, an HttpError in place of one of another type. HttpError 400 for another shape."""
         body, route = load_json(job.body), self.route
         if isinstance(body, dict) and body.keys() & route.whole.get("properties", {}).keys() - {route.key}:
-            return [body]
+            return [self._typed(body, 400)]
         keys = self.keys & body.keys() if isinstance(body, dict) else ()
         if len(keys) != 1:
             raise HttpError(400, f'wanted one JSON object with either "{route.key}" or "{route.list_key}"')
         (key,) = keys
         if key == route.key:
-            return [body[key]]
+            return [self._typed(body[key], 400)]
         job.is_list, items = True, body[key]
         if not isinstance(items, list) or not items:
             raise HttpError(400, f'"{key}": wanted a list of one item or more')
-        return items
+        return [self._typed(item, 422) for item in items]  # the body is as it should be
+
+    def _typed(self, item: object, status: int) -> object:
+        route = self.route
+        words = misfit(item, route.whole if route.whole and isinstance(item, dict) else route.schema)
+        return HttpError(status, words if words.startswith('"') else f'"{route.key}": {words}') if words else item
 
     def write(self, job: Prediction, extra: dict) -> Reply:
         """One good item makes a list request a 200; `extra` stands beside the answers."""

@@ -94,9 +94,14 @@ def to_tensor(values: list) -> tuple[str, list[int], list]:
     kinds = {_datatype(element) for element in elements}
     if len(shape) == 1 and len(kinds) == 1:
         return kinds.pop(), shape, elements
-    if kinds <= {"INT64", "FP64"}:
+    if kinds <= {"INT64", "FP64"} and exact(elements):
         return "FP64", shape, [float(element) for element in elements]
     return "JSON", [len(values)], values
+
+
+def exact(numbers: list) -> bool:
+    """Whether each is the same as an FP64, which whole numbers beyond 2**53 may not be."""
+    return all(float(number) == number for number in numbers)
 
 
 def _datatype(value: object) -> str:

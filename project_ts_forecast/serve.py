@@ -46,7 +46,7 @@ def serve(args: argparse.Namespace) -> int:
     """Until SIGTERM; the exit status."""
     sessions = Sessions(args.sessions)
     file = Path(args.sessions_file or Path(args.ckpt).with_name("sessions.json"))
-    beside = (Route("/observe", "value", whole=ROW),) if args.sessions else ()
+    beside = (Route("/observe", "value", schema=ROW["properties"]["value"], whole=ROW),) if args.sessions else ()
     route = Route("/forecast", "values", name="ts", form="series", schema=NUMBERS, whole=PAST, beside=beside)
     with sessions.kept(file, args.sessions_every) if args.sessions else nullcontext():
         return run_server(lambda: Streams(Predictor.load(args.ckpt, args.device), sessions), route, args)

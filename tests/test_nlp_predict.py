@@ -57,7 +57,8 @@ def test_csv_jsonl_http_and_python_give_the_same_answers(intent_texts, intent_ru
         status, together = post(url, {"texts": texts})
         assert status == 200
         same = [post(url, {"text": text})[1] for text in ("order?", " order? ", "order?\n", "ORDER?")]
-        bad = [post(url, {"text": text}) for text in ("", " \n", 7, None)]
+        bad = [post(url, {"text": text}) for text in ("", " \n")]
+        wrong = [post(url, {"text": text}) for text in (7, None, ["hello"])]
         _, long = post(url, {"text": "where is my order " * 40})
         _, mixed = post(url, {"texts": ["hello", None, "hello"]})
     assert list(rows[0]) == list(lines[0]) == COLUMNS
@@ -73,7 +74,8 @@ def test_csv_jsonl_http_and_python_give_the_same_answers(intent_texts, intent_ru
             assert [entry["prob"] for entry in top] == pytest.approx([e["prob"] for e in answer["top"]], abs=1e-5)
     assert {"pred", "label", "conf", "lat_ms", "p95", "alert", "req_id", "model_id"} <= one_by_one[0].keys()
     assert len({answer["prob"] for answer in same}) == 1
-    assert [(status, "text is" in answer["error"]) for status, answer in bad] == [(422, True)] * 4
+    assert [(status, "text is" in answer["error"]) for status, answer in bad] == [(422, True)] * 2
+    assert [(status, "wanted a string" in answer["error"]) for status, answer in wrong] == [(400, True)] * 3
     assert (long["truncated"], one_by_one[0]["truncated"]) == (True, False)
     assert [item.get("label") for item in mixed["items"]] == ["greeting", None, "greeting"]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
@@ -695,6 +695,8 @@ SAME_KIND = st.sampled_from([st.booleans(), st.integers(-5, 5), st.floats(-9, 9)
 REGULAR = SAME_KIND.flatmap(lambda kind: st.lists(st.fixed_dictionaries({"pred": kind}), min_size=2, max_size=4))
 
 
+@example({"label": []}, [{"label": 2**53 + 1}], False, False)
+@example({}, [{"label": [2**53 + 1, 1]}], True, False)
 @given(ANSWERS, st.lists(ANSWERS, min_size=1, max_size=4) | REGULAR, st.booleans(), st.booleans())
 def test_any_answers_are_written_and_read_back(example, answers, in_binary, like_them):
     protocol = OpenInference(TEXT.route, answers[0] if like_them else example)

@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from common.json_schema import values_like
+from common.json_schema import misfit, values_like
 from tests.tiny_models import served
 
 TOKEN = "a-token-for-the-tests"
@@ -196,6 +196,31 @@ def test_before_the_model_is_loaded_the_rest_is_there(tmp_path):
 def test_a_schema_is_read_off_an_example(value, schema):
     assert values_like(value) == schema
     Draft202012Validator(schema).validate(value)
+
+
+@pytest.mark.parametrize("value", [None, True, 7, 7.5, "7", [7], {"a": 7}, {"a": "7"}, {"a": {"b": []}}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "string"},
+        {"type": "number"},
+        {"type": ["integer", "null"]},
+        {"type": "array"},
+        {"properties": {"a": {"type": "string"}}},
+        {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "boolean"}}}}},
+    ],
+)
+def test_a_wrong_type_is_found_where_jsonschema_finds_it(value, schema):
+    words = misfit(value, schema)
+    assert (words == "") == Draft202012Validator(schema).is_valid(value), words
+
+
+def test_a_wrong_type_is_told_in_words():
+    row = {"type": "object", "properties": {"time": {"type": ["string", "number"]}}}
+    assert misfit({"time": []}, row) == '"time": found a list, wanted a string or a number'
+    assert misfit({"time": None}, row) == ""  # whoever reads it knows whether it may be missing
+    assert misfit(True, row) == "found true or false, wanted an object"
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ class Predictor:
         if args.load_gate:
             wait_for(args.load_gate)
     def decode(self, item):
-        if not isinstance(item, str):
-            raise ValueError("wanted a string")
+        if item == "refuse":
+            raise ValueError("this text is not wanted")
         return item
     def predict_rows(self, rows):
         for row in rows:
@@ -296,7 +296,7 @@ def test_a_list_gets_one_answer_per_item_and_bad_ones_fail_alone(tiny, key):
     assert status == 200
     good_and_bad = [item.get("pred", item.get("error")) for item in answer["items"]]
     assert good_and_bad[::4] == [2.0, 4.0]
-    assert good_and_bad[1] == "wanted a string"
+    assert good_and_bad[1] == '"x": found a whole number, wanted a string'
     assert good_and_bad[2] == "the model failed on this input"
     assert "no finite answer" in good_and_bad[3]
     assert {"lat_ms", "p95", "alert", "req_id", "model_id"} <= set(answer)
@@ -324,8 +324,10 @@ def test_a_list_longer_than_a_batch(tiny):
         ("POST", "/predict", {"x": "1", "xs": ["1"]}, 400, "either"),
         ("POST", "/predict", {"xs": []}, 400, "one item or more"),
         ("POST", "/predict", {"xs": ["1"] * 300}, 413, "at most 256"),
-        ("POST", "/predict", {"x": 7}, 422, "wanted a string"),
-        ("POST", "/predict", {"xs": [7, 8]}, 422, "wanted a string"),
+        ("POST", "/predict", {"x": 7}, 400, '"x": found a whole number, wanted a string'),
+        ("POST", "/predict", {"x": None}, 400, '"x": found null, wanted a string'),
+        ("POST", "/predict", {"xs": [7.5, {}]}, 422, '"x": found a number, wanted a string'),
+        ("POST", "/predict", {"x": "refuse"}, 422, "not wanted"),
         ("POST", "/predict", {"x": "raise"}, 500, "the model failed"),
         ("POST", "/predict", {"x": "nan"}, 500, "no finite answer"),
     ],

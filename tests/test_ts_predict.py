@@ -62,6 +62,13 @@ def test_csv_http_and_python_agree(wave_csv, wave_run, predictor, tmp_path):
         few, wrong = ({"values": values[:40]}, {"values": [*values[:-1], "x"]})
         assert refused(f"{url}/forecast", few) == (422, "40 rows, and the model looks back on 48; send at least 48")
         assert refused(f"{url}/forecast", wrong)[0] == 422
+        for body, words in (
+            ({"values": 7}, '"values": found a whole number'),
+            ({"series": "x"}, '"series": found a string'),
+        ):
+            status, found = refused(f"{url}/forecast", body)
+            assert (status, found.startswith(words)) == (400, True)
+        assert refused(f"{url}/observe", {"series_id": 1, "time": "2024-01-01", "value": 3.0})[0] == 400
     for key in ("pred", "lower", "upper"):
         found = [float(row[key]) for row in rows]
         assert found == pytest.approx(asked[key], rel=1e-6)

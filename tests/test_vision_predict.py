@@ -205,7 +205,7 @@ def test_a_bad_request_is_told_why_and_harms_nobody(colour_run, odd_photos):
             ({"image_base64": "%%%"}, 422, "not base64"),
             ({"image_base64": b64(odd_photos / "broken.jpg")}, 422, "truncated"),
             ({"image_base64": b64(odd_photos / "text.jpeg")}, 422, "not an image"),
-            ({"image_base64": 7}, 422, "wanted the base64 text"),
+            ({"image_base64": 7}, 400, "wanted a string"),
             ({"picture": red}, 400, "image_base64"),
         ]:
             answered, reply = post(url, body)
