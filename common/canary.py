@@ -50,12 +50,11 @@ class Canary:
     def __init__(self, server):
         self.server, self.args = server, server.args
         self.patience_s = min(self.args.canary_patience_ms, self.args.timeout_ms / 2) / 1000
-        self.split, self.predictor, self.shadow = NEVER, None, None
-        self.waiting: set[Prediction] = set()
+        self.split, self.predictor, self.shadow, self.stuck = NEVER, None, None, False  # stuck: the latest twin hung
+        self.waiting: dict[Prediction, tuple | None] = {}  # twins; of a shadow, with stable's outcome once it is known
         self.keys: OrderedDict[bytes, None] = OrderedDict()
         self.answers: OrderedDict[str, tuple] = OrderedDict()
-        self.report = _empty()
-        self.batcher = self.decoders = None
+        self.report, self.batcher, self.decoders = _empty(), None, None
         self.control = None if server.link else make_control(self.args, self.apply)  # else the supervisor has it
 
     # -- life --
@@ -140,21 +139,22 @@ class Canary:
         digest = hashlib.blake2b(f"{split['salt']} {sent or job.connection.req_id}".encode(), digest_size=8).digest()
         # of a shadowed pair one counts, by a fair coin: two outcomes of one input are not independent
         at, share = int.from_bytes(digest, "big") / 2**64, 0.5 if shadow else split["share"]
-        counted = 0.0 if sent and self._seen(digest) else share
-        job.arm, answers = "stable", at < share and not shadow
+        job.arm, answers, counted = "stable", at < share and not shadow, 0.0 if sent and self._seen(digest) else share
         wanted = answers or shadow or at < share + min(share, MOST_COMPARED)
         if (shadow and len(self.waiting) >= MOST_BEHIND) or not wanted or not self.batcher.reserve():
+            if shadow and not self.stuck:
+                return False  # neither arm is judged by it
             if at >= share:
                 job.share = counted
-            elif answers and counted:  # it does not keep up
-                job.canary_fault = "hung"
+            elif counted:  # it does not keep up
+                job.canary_fault = "hung" if answers else ""
                 self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
             return False
         until = job.accepted_at + self._patience(job) if answers else math.inf
         twin = Prediction(job.connection, job.protocol, self.shadow if shadow else self.predictor, job.body, until)
         twin.twin, job.twin, twin.arm = job, twin, "canary" if answers else "shadow"
         (twin if at < share else job).share = counted
-        self.waiting.add(twin)
+        self.waiting[twin] = None
         if answers:  # else `answered` does it: stable goes first
             self.decoders.put(twin)
         return answers
@@ -184,12 +184,14 @@ class Canary:
 
     def _take_twin(self, twin: Prediction, fault: str | None) -> None:
         """fault None: neither arm's, the request itself is wrong; stable will say so."""
-        self.waiting.discard(twin)
-        job, now = twin.twin, time.monotonic()
-        twin.abandoned = True
+        job, now, held = twin.twin, time.monotonic(), self.waiting.pop(twin)
+        if held:
+            self.report["outcomes"][str(job.share)].append(held)
+        twin.abandoned, self.stuck = True, fault == "hung"
         self._record(twin, fault, now)
         if twin.arm == "shadow":
-            self._compare(job, twin, fault)
+            if fault == "" and job.ended_at and twin.ended_at and not bad(job) and not bad(twin):
+                self.report["pairs"].append(any(differ(*pair) for pair in zip(job.results, twin.results, strict=True)))
         elif fault == "":
             job.arm, job.share = "canary", twin.share
             for name in ADOPTED:
@@ -220,7 +222,7 @@ class Canary:
         if isinstance(job, Prediction) and job.arm:
             twin = job.twin if job.twin in self.waiting else None
             if twin:
-                self.waiting.discard(twin)
+                del self.waiting[twin]
                 twin.abandoned = True
                 # what stands by has not begun, and holds one place: stable for a canary, else the shadow
                 (self.server if twin.arm == "canary" else self).batcher.release(1)
@@ -233,13 +235,10 @@ class Canary:
             self.server.metrics.observe("arm_seconds", seconds, f'arm="{arm}"')
         if fault is not None and job.share:
             outcome = (arm != "stable", fault, round(seconds * 1000, 3), *shown(job, fault))
-            self.report["outcomes"][str(job.share)].append(outcome)
-
-    def _compare(self, job: Prediction, twin: Prediction, fault: str | None) -> None:
-        """The shadow came last."""
-        if fault == "" and job.ended_at and twin.ended_at and not bad(job) and not bad(twin):
-            pairs = zip(job.results, twin.results, strict=True)
-            self.report["pairs"].append(any(differ(*pair) for pair in pairs))
+            if self.split["shadow"] and job.twin in self.waiting:  # told earlier, it would speak for stable
+                self.waiting[job.twin] = outcome
+            else:
+                self.report["outcomes"][str(job.share)].append(outcome)
 
     def labelled(self, truth: dict) -> None:
         """What turned out to be true of an answer, as POST /feedback brings it."""

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class Predictor:
             raise RuntimeError("broken")
         while self.now("hang"):
             time.sleep(0.01)
+        time.sleep(self.held.get("slow", 0))
         if self.now("leak"):
             time.sleep(min(1.0, 0.002 * (self.seen - self.held.get("after", 100))))
         value = float("nan") if self.now("nan") else self.held.get("gain", 2)
@@ -255,6 +257,24 @@ def test_shadow_answers_nobody_and_is_compared(two):
     answers = load_until_ended(server)
     assert {(status, answer["model_id"]) for _, status, answer in answers} == {(200, "old")}
     assert "disagreement" in server.rollout()["why"]
+
+
+def test_a_shadow_that_does_not_keep_up_misses_requests_and_is_not_blamed(two):
+    server = two("--shadow", "--canary_patience_ms", "20000", candidate={"slow": 0.1})
+    wait_until(lambda: load(server, 100, threads=24) and shadowed(server) > 20, "the shadow is at work")
+    answers = load(server, 600, threads=24)
+    assert {(status, answer["model_id"]) for _, status, answer in answers} == {(200, "old")}
+    wait_until(lambda: server.rollout()["requests_in_stage"] > 20, "its outcomes count")
+    arms = server.rollout()["guardrails"]["errors"]
+    assert server.rollout()["status"] == "running", server.rollout()["why"]
+    assert shadowed(server) < 500  # of 700 and more
+    assert arms["canary"]["n"] + arms["stable"]["n"] <= shadowed(server)
+
+
+def shadowed(server: Two) -> int:
+    """Requests that the shadow answered in time."""
+    found = re.search(r'^arm_requests_total\{arm="shadow",result="ok"\} (\d+)', server.metrics(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def test_a_shadow_that_hangs_holds_nobody_up(two):
