@@ -3,7 +3,7 @@
 Times our server beside mosec and LitServe (pip install -e '.[bench]') under the load of wrk (apt-get install wrk), on
 this machine, in one run; then overloads it, crowds it, feeds it slow and wrong requests and restarts it under load.
 Every server is asked on 127.0.0.1 and gets the same model and the same requests. The intent model has one torch thread
-in all of them; the photo model torch's default, one a core, but for ours, which leaves half of the cores to decoding.
+in all of them; the photo model torch's default, one a core, but for ours: half of the cores, decoding wants the rest.
 Each peer batches by itself, 64 texts or 32 photos at most: mosec waits 10 ms for them (its default), LitServe 10 ms,
 through its fast queue. Prints what it does; with --json the last line is one JSON object, in which `skipped` says why a
 figure is null. Ratios are medians over rounds, in which the servers take turns; a timing during which the machine's
