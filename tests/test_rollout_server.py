@@ -229,13 +229,14 @@ def arms(server: Two, keys: int = 60) -> list[str]:
 
 
 def test_users_stick_to_their_arm_and_a_killed_server_resumes_stage_and_split(two):
-    flags = ["--stages", "10,50,100", "--stage_requests", "30"]
+    # so many that 100 requests do not lead through all of them before the order to hold
+    flags = ["--stages", "10,50,60,70,80,90,100", "--stage_requests", "30"]
     server = two(*flags, candidate={}).loaded()
-    wait_until(lambda: load(server, 100) and server.rollout()["stage"] == 1, "the second stage is reached")
+    wait_until(lambda: load(server, 100) and server.rollout()["stage"] >= 1, "a second stage is reached")
     server.order("hold")
     first = arms(server)
     assert arms(server) == first
-    assert 10 <= first.count("canary") <= 50
+    assert 10 <= first.count("canary") < 60
     retried = {server.predict("1", X_Request_ID="abc")[2]["arm"] for _ in range(5)}
     assert len(retried) == 1
     wait_until(lambda: saved(server)["in_stage"] == server.rollout()["requests_in_stage"], "the evidence is on disk")
@@ -244,7 +245,9 @@ def test_users_stick_to_their_arm_and_a_killed_server_resumes_stage_and_split(tw
     server.process.wait()
     again = two(*flags, candidate={}).loaded()
     after = again.rollout()
-    assert (after["status"], after["stage"], after["percent"]) == ("held", 1, 50)
+    assert after["status"] == "held"
+    assert (after["stage"], after["percent"]) == (before["stage"], before["percent"])
+    assert after["stage"] >= 1
     assert after["requests_in_stage"] >= before["requests_in_stage"]
     for name, numbers in before["guardrails"].items():
         assert after["guardrails"][name]["canary"]["n"] >= numbers["canary"]["n"]
