@@ -22,13 +22,12 @@ import hashlib
 import logging
 import math
 import time
-from collections import OrderedDict, defaultdict
 
 from common.batcher import Job, MicroBatcher
 from common.cli import UserError
-from common.feedback import kept, scores
+from common.evidence import Evidence, outcome
 from common.http_wire import HttpError
-from common.outcomes import bad, differ, kind, shown
+from common.outcomes import kind
 from common.predictions import DecodePool, Prediction
 from common.priority import yield_to_others
 from common.rollout import BY_HAND, RUNNING
@@ -38,7 +37,6 @@ from common.server_pages import endpoints
 from common.shadow import MOST_BEHIND, STEPS_BACK, Shadow
 
 log = logging.getLogger(__name__)
-REMEMBERED = 10_000  # keys, and answers that wait for their labels
 MOST_COMPARED = 0.05  # of the requests, compared with stable's answers beside a canary
 NEVER = {"status": "waiting", "share": 0.0, "salt": "", "why": "", "shadow": False, "told": ""}
 ADOPTED = ("predictor", "results", "batch", "started_at", "ended_at", "decode_s", "data_hash", "is_list", "wanted")
@@ -50,11 +48,11 @@ class Canary:
     def __init__(self, server):
         self.server, self.args = server, server.args
         self.patience_s = min(self.args.canary_patience_ms, self.args.timeout_ms / 2) / 1000
-        self.split, self.predictor, self.shadow, self.stuck = NEVER, None, None, False  # stuck: the latest twin hung
+        self.split, self.predictor, self.shadow = NEVER, None, None
         self.waiting: dict[Prediction, tuple | None] = {}  # twins; of a shadow, with stable's outcome once it is known
-        self.keys: OrderedDict[bytes, None] = OrderedDict()
-        self.answers: OrderedDict[str, tuple] = OrderedDict()
-        self.report, self.batcher, self.decoders = _empty(), None, None
+        self.stuck = False  # whether the latest twin hung
+        self.evidence = Evidence()
+        self.batcher = self.decoders = None
         self.control = None if server.link else make_control(self.args, self.apply)  # else the supervisor has it
 
     # -- life --
@@ -139,16 +137,18 @@ class Canary:
         digest = hashlib.blake2b(f"{split['salt']} {sent or job.connection.req_id}".encode(), digest_size=8).digest()
         # of a shadowed pair one counts, by a fair coin: two outcomes of one input are not independent
         at, share = int.from_bytes(digest, "big") / 2**64, 0.5 if shadow else split["share"]
-        job.arm, answers, counted = "stable", at < share and not shadow, 0.0 if sent and self._seen(digest) else share
+        counted = 0.0 if sent and self.evidence.seen(digest) else share
+        job.arm, answers = "stable", at < share and not shadow
         wanted = answers or shadow or at < share + min(share, MOST_COMPARED)
-        if (shadow and len(self.waiting) >= MOST_BEHIND) or not wanted or not self.batcher.reserve():
+        behind = shadow and len(self.waiting) >= MOST_BEHIND
+        if behind or not wanted or not self.batcher.reserve():
             if shadow and not self.stuck:
                 return False  # neither arm is judged by it
             if at >= share:
                 job.share = counted
             elif counted:  # it does not keep up
                 job.canary_fault = "hung" if answers else ""
-                self.report["outcomes"][str(counted)].append((True, "hung", 0.0, None, None))
+                self.evidence.add(counted, (True, "hung", 0.0, None, None))
             return False
         until = job.accepted_at + self._patience(job) if answers else math.inf
         twin = Prediction(job.connection, job.protocol, self.shadow if shadow else self.predictor, job.body, until)
@@ -163,14 +163,6 @@ class Canary:
         """Seconds; time has to be left for stable where the client has less of it."""
         return min(self.patience_s, (job.deadline - job.accepted_at) / 2)
 
-    def _seen(self, digest: bytes) -> bool:
-        if digest in self.keys:
-            return True
-        self.keys[digest] = None
-        if len(self.keys) > REMEMBERED:
-            self.keys.popitem(last=False)
-        return False
-
     # -- outcomes --
 
     def _twins_done(self, twins: list[Prediction]) -> None:
@@ -184,14 +176,14 @@ class Canary:
 
     def _take_twin(self, twin: Prediction, fault: str | None) -> None:
         """fault None: neither arm's, the request itself is wrong; stable will say so."""
-        job, now, held = twin.twin, time.monotonic(), self.waiting.pop(twin)
+        job, held = twin.twin, self.waiting.pop(twin)
         if held:
-            self.report["outcomes"][str(job.share)].append(held)
+            self.evidence.add(job.share, held)
         twin.abandoned, self.stuck = True, fault == "hung"
-        self._record(twin, fault, now)
+        self._record(twin, fault, time.monotonic())
         if twin.arm == "shadow":
-            if fault == "" and job.ended_at and twin.ended_at and not bad(job) and not bad(twin):
-                self.report["pairs"].append(any(differ(*pair) for pair in zip(job.results, twin.results, strict=True)))
+            if fault == "":
+                self.evidence.compare(job, twin)
         elif fault == "":
             job.arm, job.share = "canary", twin.share
             for name in ADOPTED:
@@ -211,10 +203,8 @@ class Canary:
         if job.twin in self.waiting and job.twin.arm == "shadow":
             job.twin.accepted_at, job.twin.deadline = time.monotonic(), time.monotonic() + self.patience_s
             self.server.loop.call_soon(self.decoders.put, job.twin)  # the answer is sent first
-        if job.share and error is None and isinstance(job.results[0], dict):
-            self.answers[job.connection.req_id] = (job.arm == "canary", job.share, kept(job.results[0]))
-            if len(self.answers) > REMEMBERED:
-                self.answers.popitem(last=False)
+        if error is None:
+            self.evidence.remember(job)
         return {"arm": job.arm} if job.arm else {}
 
     def left(self, job: Job) -> None:
@@ -229,34 +219,21 @@ class Canary:
             self._record(twin if twin and twin.arm == "canary" else job, "", time.monotonic())
 
     def _record(self, job: Prediction, fault: str | None, now: float) -> None:
+        if fault is None:
+            return
         arm, seconds = job.arm, now - job.accepted_at
-        if fault is not None:
-            self.server.metrics.count("arm_requests_total", f'arm="{arm}",result="{fault or "ok"}"')
-            self.server.metrics.observe("arm_seconds", seconds, f'arm="{arm}"')
-        if fault is not None and job.share:
-            outcome = (arm != "stable", fault, round(seconds * 1000, 3), *shown(job, fault))
-            if self.split["shadow"] and job.twin in self.waiting:  # told earlier, it would speak for stable
-                self.waiting[job.twin] = outcome
-            else:
-                self.report["outcomes"][str(job.share)].append(outcome)
-
-    def labelled(self, truth: dict) -> None:
-        """What turned out to be true of an answer, as POST /feedback brings it."""
-        found = self.answers.pop(truth["req_id"], None) if truth.get("item", 0) == 0 else None
-        if found:
-            canary, share, answer = found
-            score = scores(answer, truth)
-            if "accuracy" in score:
-                self.report["labels"].append((canary, share, score["accuracy"] == 0))
-            elif "error" in score:
-                self.report["residuals"].append((canary, share, score["error"]))
+        self.server.metrics.count("arm_requests_total", f'arm="{arm}",result="{fault or "ok"}"')
+        self.server.metrics.observe("arm_seconds", seconds, f'arm="{arm}"')
+        if job.share and self.split["shadow"] and job.twin in self.waiting:
+            self.waiting[job.twin] = outcome(job, fault, seconds)  # told before its twin's, it would speak for stable
+        elif job.share:
+            self.evidence.add(job.share, outcome(job, fault, seconds))
 
     def tick(self, now: float) -> None:
         """Twins that take too long or that nobody waits for any more; then report."""
         for twin in [twin for twin in self.waiting if twin.deadline <= now]:
             self._take_twin(twin, "hung")
-        if any(self.report.values()):
-            report, self.report = self.report, _empty()
+        if report := self.evidence.take():
             self._tell("report", report)
         if self.control:
             self.control.rollout.save_sometimes()
@@ -294,7 +271,3 @@ class Canary:
             log.error("the candidate could not take over, stable goes on: %s", error, exc_info=error)
             return
         self.server.endpoints = endpoints(self.server)
-
-
-def _empty() -> dict:
-    return {"outcomes": defaultdict(list), "pairs": [], "labels": [], "residuals": []}

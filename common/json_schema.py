@@ -25,19 +25,20 @@ def values_like(value: object) -> dict:
     return {"type": NAMES[type(value)]} if type(value) in NAMES else {}
 
 
-def misfit(value: object, schema: dict) -> str:
+def misfit(value: object, schema: dict, name: str = "") -> str:
     """Where the JSON type of a value, or of a key's, is another than in its schema, in words; "" where it is not.
 
-    What is in lists, and null in place of a key's value, is for whoever reads them.
+    name: of the value, for the words. What is in lists, and null in place of a key's value, is for whoever reads them.
     """
     kind, wanted = TYPES[type(value)], schema.get("type", [])
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if wanted and kind not in wanted and not (kind == "integer" and "number" in wanted):
-        return f"found {WORDS[kind]}, wanted {' or '.join(WORDS[name] for name in wanted)}"
+        words = f"found {WORDS[kind]}, wanted {' or '.join(map(WORDS.get, wanted))}"
+        return f'"{name}": {words}' if name else words
     held = value if isinstance(value, dict) else {}
     for key, part in schema.get("properties", {}).items():
-        if held.get(key) is not None and (words := misfit(held[key], part)):
-            return f'"{key}": {words}'
+        if held.get(key) is not None and (words := misfit(held[key], part, key)):
+            return words
     return ""
 
 

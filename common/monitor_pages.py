@@ -231,7 +231,7 @@ def joined(server, items: list[dict], dry: bool = False) -> dict:
             result = server.monitor.feedback.join(item, model, dry)
             counts[result] += 1
             if result == "joined" and not dry and not outside(item, model):
-                server.canary.labelled(item)
+                server.canary.evidence.labelled(item)
         except ValueError as error:
             raise HttpError(422, str(error)) from error
     return counts

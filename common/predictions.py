@@ -193,8 +193,9 @@ class PlainJson:
 
     def _typed(self, item: object, status: int) -> object:
         route = self.route
-        words = misfit(item, route.whole if route.whole and isinstance(item, dict) else route.schema)
-        return HttpError(status, words if words.startswith('"') else f'"{route.key}": {words}') if words else item
+        schema = route.whole if route.whole and isinstance(item, dict) else route.schema
+        words = misfit(item, schema, route.key)
+        return HttpError(status, words) if words else item
 
     def write(self, job: Prediction, extra: dict) -> Reply:
         """One good item makes a list request a 200; `extra` stands beside the answers."""

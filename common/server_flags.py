@@ -65,7 +65,7 @@ FLAGS = [  # name, kind, default, help
         " --registry with --model",
     ),
 ]
-SHADOW = "the candidate sees a copy of all requests and answers none (default: off)"
+SHADOW = "the candidate sees a copy of what it keeps up with, and answers none (default: off)"
 
 
 def add_server_flags(

@@ -41,7 +41,7 @@ class Photos:
         Image.fromarray(predictor.example).save(buffer, "PNG")
         self.example = base64.b64encode(buffer.getvalue()).decode()
 
-    def decode(self, item: object) -> Photo:
+    def decode(self, item: str | bytes) -> Photo:
         """A photo's file, as bytes or base64; PhotoError in words."""
         with open_photo(file_bytes(item)) as image:
             return Photo(size=image.size, pixels=read_pixels(image, self.predictor.img_size))
