@@ -140,10 +140,11 @@ class Canary:
         counted = 0.0 if sent and self.evidence.seen(digest) else share
         job.arm, answers = "stable", at < share and not shadow
         wanted = answers or shadow or at < share + min(share, MOST_COMPARED)
-        behind = shadow and len(self.waiting) >= MOST_BEHIND
-        if behind or not wanted or not self.batcher.reserve():
+        if shadow and len(self.waiting) >= MOST_BEHIND:
+            return False  # it misses this one, and neither arm is judged by it
+        if not wanted or not self.batcher.reserve():
             if shadow and not self.stuck:
-                return False  # neither arm is judged by it
+                return False  # the same: long lists fill its queue
             if at >= share:
                 job.share = counted
             elif counted:  # it does not keep up
@@ -216,6 +217,8 @@ class Canary:
                 twin.abandoned = True
                 # what stands by has not begun, and holds one place: stable for a canary, else the shadow
                 (self.server if twin.arm == "canary" else self).batcher.release(1)
+                if self.split["shadow"]:
+                    job.share = 0.0  # of this pair the twin's outcome cannot count either
             self._record(twin if twin and twin.arm == "canary" else job, "", time.monotonic())
 
     def _record(self, job: Prediction, fault: str | None, now: float) -> None:

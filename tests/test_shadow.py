@@ -1,9 +1,15 @@
-"""A shadow gives way to the stable model, but is not starved, and leaves no trace on the model."""
+"""A shadow gives way to the stable model, but is not starved, leaves no trace on the model, and is judged fairly."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from common.batcher import MicroBatcher
+from common.canary import NEVER, Canary
+from common.metrics import Metrics
+from common.predictions import Prediction
 from common.shadow import MOST_BEHIND, Shadow
 
 
@@ -83,3 +89,54 @@ def test_a_predictor_without_layers_is_fine():
     shadow = Shadow(Plain(), lambda: False, 1.0)
     assert shadow.predict_rows([shadow.decode(3)]) == [{"pred": 3}]
     assert shadow.layers == []
+
+
+def canary_of(shadow: bool) -> Canary:
+    """Of a server that does nothing, with a candidate that is ready."""
+    args = SimpleNamespace(canary_patience_ms=1000, timeout_ms=2000)
+    canary = Canary(SimpleNamespace(args=args, link=object(), metrics=Metrics()))
+    canary.split = {**NEVER, "status": "running", "shadow": shadow, "share": 0.05}
+    canary.predictor, canary.shadow, canary.batcher = object(), object(), MicroBatcher(print, queue=64)
+    return canary
+
+
+def request(number: int = 0) -> Prediction:
+    connection = SimpleNamespace(request=SimpleNamespace(headers={}), req_id=f"r-{number}")
+    return Prediction(connection, object(), object(), b"{}", float("inf"))
+
+
+def test_a_hiccup_of_a_shadow_that_is_behind_is_not_held_against_it():
+    canary = canary_of(shadow=True)
+    for number in range(200):
+        assert canary.deal(request(number)) is False
+    assert len(canary.waiting) == canary.batcher.depth == MOST_BEHIND
+    canary.stuck = True
+    for number in range(200, 400):
+        canary.deal(request(number))
+    assert canary.evidence.take() is None
+
+
+def test_a_shadow_whose_queue_fills_with_what_hangs_is_blamed():
+    canary = canary_of(shadow=True)
+    for number in range(400):
+        canary.deal(request(number))
+        for twin in list(canary.waiting):
+            canary._take_twin(twin, "hung")
+    assert canary.batcher.full
+    outcomes = canary.evidence.take()["outcomes"]["0.5"]
+    assert {fault for candidate, fault, *_ in outcomes if candidate} == {"hung"}
+    assert len(outcomes) > 64 / 2
+
+
+@pytest.mark.parametrize(("shadow", "outcomes"), [(True, 0), (False, 1)])
+def test_a_shadowed_pair_whose_client_hung_up_speaks_for_neither_arm(shadow, outcomes):
+    canary, job, twin = canary_of(shadow), request(), request()
+    job.arm, job.share, job.twin = "stable", 0.05, twin
+    twin.arm, twin.twin, canary.waiting[twin] = "shadow", job, None
+    canary.batcher.reserve()
+    canary.left(job)
+    assert twin.abandoned
+    assert not canary.waiting
+    assert canary.batcher.depth == 0
+    report = canary.evidence.take() or {"outcomes": {}}
+    assert sum(map(len, report["outcomes"].values())) == outcomes
