@@ -29,7 +29,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept():
     done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 500  # page faults, of some 40,000 without it
+    # page faults: some 40,000 without it; a system short of memory, which takes idle pages back, makes some of its own
+    assert int(done.stdout) < 10_000
 
 
 def test_a_libc_without_mallopt_is_no_error(monkeypatch):
