@@ -42,13 +42,14 @@ class AmpScaler:
     """One optimisation step in the best precision the device has.
 
     CUDA with bf16: bf16 autocast. Older CUDA: fp16 autocast with loss scaling. CPU: fp32, or bf16 with
-    `cpu_bf16=True` (slower on CPUs without AMX). Weights, normalisation statistics and losses stay fp32: autocast
-    casts only the operations that gain from it.
+    `cpu_bf16=True` (slower on CPUs without AMX). Not `enabled`: fp32. Weights, normalisation statistics and losses
+    stay fp32: autocast casts only the operations that gain from it.
     """
 
     def __init__(
         self, device: torch.device | str, enabled: bool = True, cpu_bf16: bool = False, clip: float | None = 1.0
     ):
+        exact_fp32()
         self.device, self.clip = torch.device(device), clip
         on_cuda = self.device.type == "cuda"
         self.enabled = enabled and (on_cuda or cpu_bf16)
@@ -238,6 +239,11 @@ def load_ckpt(path: str | Path, project: str | None = None, device: torch.device
         ) from error
     _check_keys(path, ckpt, project)
     return ckpt
+
+
+def exact_fp32() -> None:
+    """Let fp32 be fp32 in cuDNN too, which else rounds to TF32's ten bits: a GPU then answers as a CPU does."""
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
 
 def check_device(device: torch.device | str) -> None:

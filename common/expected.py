@@ -59,13 +59,13 @@ def _columns(known: dict, features: dict[str, Sequence]) -> Tensor:
     """(n, 1 + 3 features): c, z, z^2 and c z."""
     confidence = torch.tensor(list(features[known["confidence"]]), dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
     values = torch.tensor([list(features[name]) for name in known["features"]], dtype=torch.float64)
-    z = ((values - known["centre"].cpu()[:, None]) / known["scale"].cpu()[:, None]).nan_to_num(0.0).T
+    z = ((values - known["centre"][:, None]) / known["scale"][:, None]).nan_to_num(0.0).T
     c = confidence.logit()[:, None]
     return torch.cat([c, z, z.square(), c * z], 1)
 
 
 def _chances(known: dict, features: dict[str, Sequence]) -> Tensor:
-    x, weights = _columns(known, features).clamp(known["low"].cpu(), known["high"].cpu()), known["weights"].cpu()
+    x, weights = _columns(known, features).clamp(known["low"], known["high"]), known["weights"]
     return (x @ weights[1:] + weights[0]).sigmoid()
 
 

@@ -105,7 +105,7 @@ class Encoder:
         self.vocab = {token: i for i, token in enumerate(assets["vocab"])}
         self.bpe = Bpe(assets["merges"]) if self.tokenizer == "bpe" else None
         held = assets["ngrams"]
-        keys, idf = held["keys"].cpu().numpy().view(np.uint64), held["idf"].cpu().numpy()
+        keys, idf = held["keys"].numpy().view(np.uint64), held["idf"].numpy()
         self.ngrams = Ngrams(keys, idf, held["letters"], held["words"], held.get("edges", 0))
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.amp_ckpt import CheckpointError, load_ckpt
+from common.amp_ckpt import CheckpointError, check_device, exact_fp32, load_ckpt
 from common.log import file_sha256
 from project_ts_forecast.anomaly import detect
 from project_ts_forecast.conformal import radii, widen
@@ -51,6 +51,7 @@ class Predictor:
     """
 
     def __init__(self, model: torch.nn.Module, assets: dict, device: str | torch.device = "cpu", model_id: str = ""):
+        exact_fp32()
         self.model = model.eval().to(device)
         self.assets, self.device, self.model_id = assets, torch.device(device), model_id
         self.win, self.h, model.lean = model.win, model.h, assets.get("lean", 0.0)
@@ -66,7 +67,8 @@ class Predictor:
     @classmethod
     def load(cls, ckpt: str | Path, device: str | torch.device = "cpu") -> Predictor:
         """Rebuild from a checkpoint; raises CheckpointError where that cannot be done."""
-        held = load_ckpt(ckpt, project="ts", device=device)
+        check_device(device)
+        held = load_ckpt(ckpt, project="ts")  # on the CPU: only the weights go to the device
         assets = held["assets"]
         model = build_model(held["config"], *sizes_of(assets))
         try:
@@ -84,7 +86,7 @@ class Predictor:
     def example(self) -> list | dict:
         """A past as a request holds it, for warm-up: of the golden inputs, in the units of the data."""
         mean, std = scale_of(self.assets["normaliser"], next(iter(self.assets["normaliser"]["series"])))
-        values = self.golden["x"][0, :, : len(self.columns)].cpu().double().numpy() * std + mean
+        values = self.golden["x"][0, :, : len(self.columns)].double().numpy() * std + mean
         rows = [[float(f"{value:.6g}") for value in row] for row in values]
         rows = [row[0] for row in rows] if len(self.columns) == 1 else rows
         if not self.assets["calendar"]:
@@ -228,7 +230,7 @@ class Predictor:
         """Replay the inputs stored at the end of training; raises CheckpointError where the answers moved."""
         if self.golden is None:
             raise CheckpointError("this predictor holds no golden inputs; load it from a checkpoint")
-        moved = (self.quantiles(self.golden["x"].cpu()) - self.golden["quantiles"].cpu()).abs().max().item()
+        moved = (self.quantiles(self.golden["x"]) - self.golden["quantiles"]).abs().max().item()
         if not moved <= 1e-3:
             raise CheckpointError(
                 f"golden replay: forecasts moved by {moved:.2g} deviations, at most 0.001 is wanted; the weights or "

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.amp_ckpt import CheckpointError, load_ckpt
+from common.amp_ckpt import CheckpointError, check_device, exact_fp32, load_ckpt
 from common.cli import UserError, check_flag, command_parser, number, run
 from common.log import Progress, file_sha256
 from common.partial import partial_of, whole_rows
@@ -44,6 +44,7 @@ class Predictor:
     """
 
     def __init__(self, model: torch.nn.Module, assets: dict, device: str | torch.device = "cpu", model_id: str = ""):
+        exact_fp32()
         self.model = model.eval().to(device, memory_format=torch.channels_last)
         self.assets, self.device, self.model_id = assets, torch.device(device), model_id
         self.classes, self.img_size = assets["classes"], assets["img_size"]
@@ -54,7 +55,8 @@ class Predictor:
     @classmethod
     def load(cls, ckpt: str | Path, device: str | torch.device = "cpu") -> Predictor:
         """Rebuild from a checkpoint; raises CheckpointError where that cannot be done."""
-        held = load_ckpt(ckpt, project="vision", device=device)
+        check_device(device)
+        held = load_ckpt(ckpt, project="vision")  # on the CPU: only the weights go to the device
         model = build_model(held["config"], len(held["assets"]["classes"]))
         try:
             model.load_state_dict(held["model"])
@@ -118,7 +120,7 @@ class Predictor:
         """Replay the inputs stored at the end of training; raises CheckpointError where the answers moved."""
         if self.golden is None:
             raise CheckpointError("this predictor holds no golden inputs; load it from a checkpoint")
-        moved = (self.probabilities(self.golden["pixels"].cpu()) - self.golden["probs"].cpu()).abs().max().item()
+        moved = (self.probabilities(self.golden["pixels"]) - self.golden["probs"]).abs().max().item()
         if not moved <= 1e-3:
             raise CheckpointError(
                 f"golden replay: probabilities moved by {moved:.2g}, at most 0.001 is wanted; the weights or the code "

@@ -80,6 +80,7 @@ def colour_run(colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The run folder of a short training on `colour_photos`."""
     run_dir = tmp_path_factory.mktemp("runs") / "vision"
     flags = ["--epochs", 6, "--bs", 8, "--lr", 1e-2, "--width", 4, "--cache_dir", run_dir.parent / "cache"]
+    flags += ["--deterministic"]  # on a GPU too it can be reproduced bit by bit
     done = python("project_vision_cls.train", "--train_root", colour_photos / "train", "--run_dir", run_dir, *flags)
     assert done.returncode == 0, done.stderr
     return run_dir
@@ -124,7 +125,7 @@ def wave_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wave_run(wave_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a short training on `wave_csv`."""
     run_dir = tmp_path_factory.mktemp("runs") / "ts"
-    done = python("project_ts_forecast.train", "--csv", wave_csv, "--run_dir", run_dir, *TS_FLAGS)
+    done = python("project_ts_forecast.train", "--csv", wave_csv, "--run_dir", run_dir, "--deterministic", *TS_FLAGS)
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -145,6 +146,7 @@ def intent_run(intent_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The run folder of a short training on `intent_texts`."""
     run_dir = tmp_path_factory.mktemp("runs") / "nlp"
     flags = ["--epochs", 6, "--bs", 32, "--lr", 1e-2, "--dim", 16, "--channels", 32, "--hidden", 32]
+    flags += ["--deterministic"]
     done = python(
         "project_nlp_intent.train", "--train_jsonl", intent_texts / "train.jsonl", "--run_dir", run_dir, *flags
     )

@@ -21,7 +21,8 @@ from project_nlp_intent.data import IntentDataset
 from project_nlp_intent.inference import Predictor
 from tests.conftest import ROOT, python
 
-SMALL = ["--dim", 16, "--channels", 16, "--hidden", 16, "--bs", 32, "--lr", 1e-2]
+# bits are promised on the CPU; on a GPU see test_cuda.py
+SMALL = ["--dim", 16, "--channels", 16, "--hidden", 16, "--bs", 32, "--lr", 1e-2, "--device", "cpu"]
 
 
 def run(texts: Path, run_dir: Path, *flags: object) -> subprocess.CompletedProcess:

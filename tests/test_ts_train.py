@@ -73,7 +73,7 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused(wave_run):
 
 
 def test_a_cut_and_resumed_run_ends_with_the_same_weights(wave_csv, tmp_path, monkeypatch):
-    flags = ["--csv", str(wave_csv), *map(str, TS_FLAGS), "--arch", "lstm", "--run_dir"]
+    flags = ["--csv", str(wave_csv), *map(str, TS_FLAGS), "--arch", "lstm", "--device", "cpu", "--run_dir"]
     train.main([*flags, str(tmp_path / "whole")])
     saved, calls = train.save_ckpt, []
 
