@@ -59,10 +59,11 @@ class Step:
         into = first - month.astype("datetime64[us]")
         day, rest = into // np.timedelta64(DAY, "us"), into % np.timedelta64(DAY, "us")
         is_end = (first + np.timedelta64(DAY, "us")).astype("datetime64[M]") != month
-        months = month + np.asarray(index, np.int64) * self.size
-        lengths = ((months + 1).astype("datetime64[D]") - months.astype("datetime64[D]")).astype(np.int64)
+        months = month + (np.asarray(index, np.int64) * self.size).astype("timedelta64[M]")
+        starts = months.astype("datetime64[D]"), (months + np.timedelta64(1, "M")).astype("datetime64[D]")
+        lengths = (starts[1] - starts[0]).astype(np.int64)
         day = lengths - 1 if is_end and day >= 27 else np.minimum(day, lengths - 1)
-        return (months.astype("datetime64[us]") + day * np.timedelta64(DAY, "us") + rest).view(np.int64)
+        return (starts[0].astype("datetime64[us]") + day * np.timedelta64(DAY, "us") + rest).view(np.int64)
 
     def season(self) -> int:
         """Rows of the season that such data usually have: a day, a week of days, a year of months; 1 where unknown."""
@@ -116,7 +117,7 @@ def _monthly(moments: np.ndarray) -> bool:
     """All on one day of the month, or all on the last."""
     days = moments.astype("datetime64[D]")
     in_month = (days - days.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
-    last = (days + 1).astype("datetime64[M]") != days.astype("datetime64[M]")
+    last = (days + np.timedelta64(1, "D")).astype("datetime64[M]") != days.astype("datetime64[M]")
     return bool((in_month == in_month[0]).all() or last.all())
 
 

@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
@@ -22,6 +23,7 @@ from project_vision_cls import decode as module
 from project_vision_cls.decode import PhotoError, decode, open_photo
 
 ROOT = Path(__file__).resolve().parents[1]
+PILLOW = int(PIL.__version__.partition(".")[0])
 
 
 def encoded(image, kind, **options):
@@ -85,7 +87,8 @@ def test_damaged_exif_is_passed_over():
 @pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "YCbCr", "HSV", "RGBA"])
 def test_opaque_colours_stay(mode):
     image = Image.new("RGB", (20, 20), (200, 30, 60)).convert(mode)
-    for source in [image, *([encoded(image, "TIFF")] if mode != "HSV" else [])]:
+    not_in_tiff = ["HSV", "YCbCr"] if PILLOW < 13 else ["HSV"]  # older ones cannot read what they write
+    for source in [image, *([] if mode in not_in_tiff else [encoded(image, "TIFF")])]:
         assert colour_of(source) == pytest.approx([200, 30, 60], abs=4)
 
 
