@@ -1,9 +1,8 @@
-"""Nine ways to damage photos that training did not see, from which to learn what damage costs the model.
+"""Nine more ways to damage photos, beside those of corruptions.py: to learn what damage costs the model.
 
     worse = perturbed("haze", pixels, 0.5, torch.Generator().manual_seed(0))
 
-They are of other kinds than those that evaluation judges by (corruptions.py), as what traffic brings will be. Batches
-(B, S, S, 3) uint8 in and out; strength 0 (nothing) to 1. No input, no output.
+Batches (B, S, S, 3) uint8 in and out; strength 0 (nothing) to 1. No input, no output.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from common.expected import expect, learn
 from common.window_checks import expected_accuracy
 from project_nlp_intent import perturb as texts
 from project_vision_cls import perturb as photos
-from project_vision_cls.calibrate import answered, learn_accuracy
+from project_vision_cls.calibrate import answered, damaged, learn_accuracy
 from project_vision_cls.data import ImageFolder
 from project_vision_cls.inference import Predictor
+from project_vision_cls.watch import photo_features
 
 
 def group(noise: float, n: int, seed: int, reach: float = 1.0) -> tuple[dict, np.ndarray]:
@@ -74,7 +75,7 @@ def test_a_vision_checkpoint_learns_it_once(colour_run, colour_photos, tmp_path)
 
 
 @pytest.mark.parametrize("kind", photos.KINDS)
-def test_photos_are_damaged_more_the_stronger(kind):
+def test_train_photosare_damaged_more_the_stronger(kind):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 31, 45, 3), dtype=torch.uint8, generator=generator)
     changes = []
@@ -97,3 +98,31 @@ def test_texts_are_damaged_word_by_word():
     assert found["shuffled"] != text
     assert [texts.perturbed(kind, text, 0.0, rng) for kind in texts.KINDS] == [text] * 4
     assert set(texts.perturbed("lost", text, 0.5, rng).split()) < set(text.split())
+
+
+def test_colour_noise_is_told_from_gray_texture_and_dense_from_sparse():
+    def looks(photo: np.ndarray) -> tuple[float, float]:
+        found = photo_features(photo[None], [(1, 1)], [{"label": "a", "prob": 1.0}])
+        return found["noise"][0], found["detail"][0]
+
+    rng, still = np.random.default_rng(0), np.log10(0.25)
+    flat = np.full((33, 33, 3), 100, np.uint8)  # an odd side: its last row and column have no block
+    texture = np.repeat(rng.integers(0, 256, (33, 33, 1), np.uint8), 3, axis=2)
+    assert looks(flat) == looks(texture) == (still, still)
+    dense, sparse = flat.copy(), flat.copy()
+    dense[::2, ::2, 0] += 4  # a diagonal detail of 4 / 2 in every block
+    assert looks(dense) == pytest.approx((np.log10(2.25), np.log10(2.25)))
+    sparse[::8, ::8, 0] += 64
+    assert looks(sparse)[0] == still
+    assert looks(sparse)[1] > np.log10(2.0)
+
+
+def test_learned_from_eighteen_kinds_with_the_plain_photos_first(colour_photos, colour_run):
+    predictor = Predictor.load(colour_run / "best.pt")
+    sixty = ImageFolder(colour_photos / "train", predictor.classes, predictor.img_size, colour_run.parent / "cache")
+    groups = damaged(predictor, sixty)
+    assert next(iter(groups)) == ("plain", 0)
+    assert len({kind for kind, _ in groups}) == 1 + 9 + 9
+    assert {len(right) for _, right in groups.values()} == {60}
+    again = damaged(predictor, sixty)
+    assert all(groups[way] == again[way] for way in groups)

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--vision", type=Path, help="run folder of a vision model")
-    add("--photos", type=Path, help="folder of its test photos, <class>/*.jpg")
+    add("--photos", type=Path, help="folder of its test photos, <class>/*.jpg; val lies beside it")
     add(
         "--intent",
         type=Path,

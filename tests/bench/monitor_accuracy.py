@@ -1,6 +1,7 @@
 """A part of tests.bench.monitor: accuracy expected without labels, beside the true one, on held-out data.
 
-What the expectation was learned from are other kinds of damage than those of here; see project_*/perturb.py.
+The typos are of no kind that the expectation was learned from. Photos are judged twice: by what the checkpoint learned,
+which knows the kinds of damage, and by what it would have learned without the kind in question (`gap_unseen`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from common.expected import learn
 from common.log import read_jsonl
 from common.window_checks import expected_accuracy
 from project_nlp_intent.inference import Predictor as TextPredictor
+from project_vision_cls.calibrate import damaged
 from project_vision_cls.corruptions import CORRUPTIONS
+from project_vision_cls.data import ImageFolder
 from project_vision_cls.inference import Predictor as PhotoPredictor
-from project_vision_cls.watch import photo_features
+from project_vision_cls.watch import LOOKS, photo_features
 
 MODERATE = 2  # severity of 5, for photos; the ones below and above it are reported too
 TYPOS = 0.05  # share of the letters of a text that are doubled, dropped or swapped
@@ -26,11 +30,12 @@ TYPOS = 0.05  # share of the letters of a text that are doubled, dropped or swap
 def accuracy(args, folder: Path, stack: ExitStack) -> dict:
     """{"photos": {"clean": {"true", "expected", "gap", "confidence_gap"}, ...}, ...}; {} without data.
 
-    Gaps are in points; confidence_gap is that of the mean confidence, which needs nothing learned.
+    Gaps are in points. confidence_gap: of the mean confidence, which needs nothing learned. gap_unseen: of an
+    expectation learned without this kind of damage.
     """
     found = {}
     if args.vision and args.photos:
-        found["photos"] = photos(PhotoPredictor.load(args.vision / "best.pt"), args.photos)
+        found["photos"] = photos(PhotoPredictor.load(args.vision / "best.pt"), args.photos, folder / "cache")
     if args.intent and args.texts:
         found["texts"] = texts(TextPredictor.load(args.intent / "best.pt"), args.texts)
     clean = [abs(part["clean"]["gap"]) for part in found.values()]
@@ -39,12 +44,17 @@ def accuracy(args, folder: Path, stack: ExitStack) -> dict:
 
 
 def worst_gaps(found: dict) -> dict:
-    """{"accuracy_gap_damaged", "..._mild", "..._strong"}: the largest gap of moderate damage, less and more."""
+    """{"accuracy_gap_damaged", "..._mild", "..._strong"}: the largest gap of moderate damage, less and more.
+
+    With "_unseen" at the end: of kinds that nothing was learned from.
+    """
     gaps: dict[str, list[float]] = {}
     for part in found.values():
         for name, one in part.items():
             end = {"1": "_mild", "3": "_strong"}.get(name[-1], "")
-            gaps.setdefault(f"accuracy_gap_damaged{end}", []).append(0.0 if name == "clean" else abs(one["gap"]))
+            for key in ("gap", "gap_unseen"):
+                value = 0.0 if name == "clean" else abs(one.get(key, one["gap"]))
+                gaps.setdefault(f"accuracy_gap_damaged{end}{key[3:]}", []).append(value)
     return {name: max(values) for name, values in gaps.items()}
 
 
@@ -58,7 +68,9 @@ def gap(reference: dict, features: dict[str, list], right: list[bool]) -> dict:
     return {name: round(100 * value, 2) for name, value in figures.items()}
 
 
-def photos(predictor: PhotoPredictor, folder: Path) -> dict:
+def photos(predictor: PhotoPredictor, folder: Path, scratch: Path) -> dict:
+    """Test photos in `folder`; validation photos lie beside it, in `val`."""
+    groups = damaged(predictor, ImageFolder(folder.parent / "val", predictor.classes, predictor.img_size, scratch))
     files = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in (".jpg", ".png")]
     names, pixels = [path.parent.name for path in files], [predictor.decode(path) for path in files]
     rng = np.random.default_rng(0)
@@ -67,14 +79,20 @@ def photos(predictor: PhotoPredictor, folder: Path) -> dict:
         for severity in (MODERATE - 1, MODERATE, MODERATE + 1)
         for name, function in CORRUPTIONS.items()
     }
-    return {name: damaged(predictor, names, [hurt(photo) for photo in pixels]) for name, hurt in jobs.items()}
+    return {
+        name: judged(predictor, groups, name, names, [hurt(photo) for photo in pixels]) for name, hurt in jobs.items()
+    }
 
 
-def damaged(predictor: PhotoPredictor, names: list[str], pixels: list[np.ndarray]) -> dict:
+def judged(predictor: PhotoPredictor, groups: dict, job: str, names: list[str], pixels: list[np.ndarray]) -> dict:
+    """The gaps of photos with their true names; `groups` as project_vision_cls.calibrate makes them."""
     answers = [one for i in range(0, len(pixels), 64) for one in predictor.predict_rows(pixels[i : i + 64])]
     right = [answer["label"] == name for answer, name in zip(answers, names, strict=True)]
     features = photo_features(np.stack(pixels), [(1, 1)] * len(pixels), answers)
-    return gap(predictor.reference, features, right)
+    others = [group for (kind, _), group in groups.items() if kind != job.split()[0]]
+    unseen = {**predictor.reference, "expected": learn(others, "prob", LOOKS)}
+    found = gap(predictor.reference, features, right)
+    return found if job == "clean" else {**found, "gap_unseen": gap(unseen, features, right)["gap"]}
 
 
 def texts(predictor: TextPredictor, path: Path) -> dict:
