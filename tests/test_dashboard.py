@@ -11,8 +11,8 @@ import pytest
 from common.dashboard import dashboard, report
 from tests.browser import PROGRAM, chromium
 from tests.conftest import ROOT
-from tests.test_monitor import FAST, ask, window
-from tests.test_page import Parts, seen
+from tests.home_page import Parts, seen
+from tests.monitored import FAST, ask, window
 from tests.tiny_models import served
 
 SOURCE = (ROOT / "common" / "dashboard.html").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.test_server_microbatch import PATIENCE_S, Tiny, wait_until
+from tests.tiny_server import PATIENCE_S, Tiny, wait_until
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_imports(path):
     allowed |= {path.parent.name} if path.parent.name in PROJECTS else set()
     allowed |= {name for name, file in EXTRAS.items() if path.name == file}
     assert imported(path) <= allowed
+
+
+def test_test_modules_are_short_and_lean_on_no_other_test_module():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, path
+        assert ast.get_docstring(ast.parse(text)) or not text, path
+        assert not re.search(r"^from tests\.test_", text, re.MULTILINE), path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -16,9 +16,9 @@ import pytest
 
 from common.metrics import KINDS
 from tests.conftest import ROOT
-from tests.test_monitor import ask
-from tests.test_server_microbatch import PATIENCE_S, wait_until
+from tests.monitored import ask
 from tests.tiny_models import served
+from tests.tiny_server import PATIENCE_S, wait_until
 
 FOLDER = ROOT / "deploy" / "prometheus"
 pytestmark = [

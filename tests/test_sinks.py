@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 
 from common.sinks import Sink, alert, command, webhook
-from tests.test_server_microbatch import PATIENCE_S, wait_until
+from tests.alertmanager import ALERTMANAGER, Alertmanager
+from tests.tiny_server import wait_until
 
-ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
 EVENT = {"alarm": "drift_size", "state": "firing", "value": 0.3, "direction": ">=", "threshold": 0.1, "n_samples": 500}
 EVENT |= {"severity": "warning", "runbook": "Look.", "at": 1_700_000_000.0, "since": 1_700_000_000.0, "what": "ks 0.3"}
 LABELS = {"job": "vision", "instance": "here:8080"}
@@ -104,38 +100,6 @@ def test_a_command_that_fails_is_counted():
     sink.put([EVENT])
     wait_until(lambda: sink.counts["failed"] == 1, "the failure")
     sink.close()
-
-
-class Alertmanager:
-    """The real one, on a free port, with one receiver that goes nowhere."""
-
-    def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        config = folder / "alertmanager.yml"
-        config.write_text("route: {receiver: none}\nreceivers: [{name: none}]\n")
-        flags = [f"--config.file={config}", f"--storage.path={folder}", "--cluster.listen-address="]
-        flags.append(f"--web.listen-address={self.url.removeprefix('http://')}")
-        self.log = open(folder / "alertmanager.log", "wb")  # noqa: SIM115 - closed by close()
-        self.process = subprocess.Popen([ALERTMANAGER, *flags], stdout=self.log, stderr=self.log)
-        wait_until(self.ready, "Alertmanager is ready")
-
-    def ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def alerts(self) -> list[dict]:
-        with urllib.request.urlopen(f"{self.url}/api/v2/alerts", timeout=PATIENCE_S) as answer:
-            return json.load(answer)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE_S)
-        self.log.close()
 
 
 @pytest.fixture

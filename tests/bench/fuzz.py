@@ -25,7 +25,7 @@ from common.cli import command_parser, number, run
 from common.http_wire import CHUNK_LINE_BYTES, Request, RequestParser, WireError
 from tests.bench.launch import Server, answers, environment, python, running
 from tests.bench.loads import as_request
-from tests.test_http_wire import CHUNKED, LIMITS, MUTATIONS, REFUSED, VALID, oracle, post
+from tests.wire_cases import CHUNKED, LIMITS, MUTATIONS, REFUSED, VALID, oracle, post
 
 GOOD = as_request(b'{"text": "book a table"}')
 TAKEN = [*VALID, GOOD, GOOD.replace(b"bench", b"bench\r\nConnection: close")]
