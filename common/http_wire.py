@@ -23,6 +23,7 @@ FIELD = re.compile(rb"(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?[ \t]*")
 # line ends other than CRLF, and NUL; a CR that ends the buffer may still get its LF
 BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+HOST = re.compile(r"(\[[\w.:%-]+]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)  # RFC 3986, 3.2.2; an empty name is one
 ABSOLUTE_TARGET = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 MOST_CHUNKS = 20_000  # of one body: reading a chunk of one byte takes as long as one of a thousand
 ONCE_ONLY = ("content-length", "transfer-encoding", "host")
@@ -250,6 +251,8 @@ def _check_body_size(size: int, most: int) -> None:
 def _request(method: str, target: str, minor: int, headers: dict[str, str]) -> Request:
     if minor == 1 and "host" not in headers:
         raise WireError(400, "header host: missing")
+    if not HOST.fullmatch(headers.get("host", "")):
+        raise WireError(400, "header host: wanted NAME or NAME:PORT")
     path = ABSOLUTE_TARGET.sub("", target, count=1) or "/" if target[0] != "/" else target
     if method == "CONNECT" or (path[0] not in "/?" and (method, path) != ("OPTIONS", "*")):
         raise WireError(400, "the target is not a path such as /health")

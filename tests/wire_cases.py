@@ -52,6 +52,8 @@ def post(*headers: bytes, body: bytes = b"", target: bytes = b"/p", version: byt
 
 CHUNKED = b"Transfer-Encoding: chunked"
 VALID = [
+    b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: t\r\n\r\n",
     b"GET /a?b=c&d HTTP/1.1\r\nHost: t:80\r\nAccept: */*\r\n\r\n",
     b"GET / HTTP/1.0\r\n\r\n",
@@ -103,6 +105,11 @@ REFUSED = {
     "DEL": (post(b"X: a\x7fb"), 400, False),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, True),
     "two hosts": (post(b"Host: u"), 400, True),
+    "host with a space": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, False),
+    "host with a path": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, False),
+    "host with a user": (b"GET / HTTP/1.0\r\nHost: a@b\r\n\r\n", 400, False),
+    "host with letters as its port": (b"GET / HTTP/1.1\r\nHost: a:8o\r\n\r\n", 400, False),
+    "host of an open bracket": (b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400, False),
     "empty line first": (b"\r\nGET / HTTP/1.1\r\nHost: t\r\n\r\n", 400, True),
     "two spaces": (b"GET  / HTTP/1.1\r\nHost: t\r\n\r\n", 400, True),
     "tab for space": (b"GET\t/ HTTP/1.1\r\nHost: t\r\n\r\n", 400, True),
