@@ -45,8 +45,8 @@ def _looks(gray: np.ndarray) -> np.ndarray:
 def _noise(pixels: np.ndarray) -> np.ndarray:
     """(B, S, S, 3) uint8 → noise and detail, (2, B), from blocks of two by two pixels."""
     even = pixels.shape[1] // 2 * 2
-    hue = np.subtract(pixels[:, :even, :even, 0], pixels[:, :even, :even, 2], dtype=np.int16)
-    diagonal = np.abs(hue[:, ::2, ::2] - hue[:, ::2, 1::2] - hue[:, 1::2, ::2] + hue[:, 1::2, 1::2])
+    colour = np.subtract(pixels[:, :even, :even, 0], pixels[:, :even, :even, 2], dtype=np.int16)
+    diagonal = np.abs(colour[:, ::2, ::2] - colour[:, ::2, 1::2] - colour[:, 1::2, ::2] + colour[:, 1::2, 1::2])
     levels = diagonal.reshape(len(pixels), -1)
     middle = np.partition(levels, levels.shape[1] // 2, axis=1)[:, levels.shape[1] // 2]  # faster than np.median
     return np.log10(np.stack([middle, levels.mean(axis=1)]) / 2 + 0.25)
