@@ -23,7 +23,7 @@ FIELD = re.compile(rb"(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?[ \t]*")
 # line ends other than CRLF, and NUL; a CR that ends the buffer may still get its LF
 BROKEN_LINE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
-HOST = re.compile(r"(\[[\w.:%-]+]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)  # RFC 3986, 3.2.2; an empty name is one
+HOST = re.compile(r"(\[[\w.~!$&'()*+,;=%:-]+]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)  # RFC 3986, 3.2.2
 ABSOLUTE_TARGET = re.compile(r"https?://[^/?#]+", re.IGNORECASE)
 MOST_CHUNKS = 20_000  # of one body: reading a chunk of one byte takes as long as one of a thousand
 ONCE_ONLY = ("content-length", "transfer-encoding", "host")

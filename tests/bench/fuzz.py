@@ -68,6 +68,14 @@ def _header(rest: bytes, pattern: bytes) -> object:
     return any(re.match(pattern, line, re.IGNORECASE) for line in _head(rest)[1:])
 
 
+def _no_host(value: str) -> bool:
+    """A port that is no number, brackets that hold nothing, or a character that names and addresses do not have."""
+    name, _, port = value.rpartition(":") if re.search(r":[^\]]*$", value) else (value, "", "")
+    inside = name[1:-1] if name[:1] == "[" and name[-1:] == "]" else name.replace(":", "/")
+    wrong = re.search(r"[^\w.~!$&'()*+,;=%:-]", inside, re.ASCII)
+    return bool(wrong) or name == "[]" or not re.fullmatch("[0-9]*", port)
+
+
 # (a part of our message; whether a request breaks that rule: its bytes and all after them, and h11's reading of it).
 # h11 takes such requests; but programs read them in different ways, or they cost more than our limits allow.
 STRICTER: list[tuple[str, Callable[[bytes, tuple], object]]] = [
@@ -83,6 +91,7 @@ STRICTER: list[tuple[str, Callable[[bytes, tuple], object]]] = [
         "the target is not a path",
         lambda _, theirs: theirs[0] == "CONNECT" or not re.match(r"[/?]|https?://[^/?#]", theirs[1], re.IGNORECASE),
     ),
+    ("header host: wanted", lambda _, theirs: _no_host(dict(theirs[3]).get("host", ""))),
     ("only 100-continue", lambda rest, _: _header(rest, rb"expect:")),
     ("trailers after a chunked", lambda rest, _: re.search(rb"\n0+[^\n]*\n[^\r\n]", rest)),
     ("start with its size", lambda rest, _: re.search(rb"\n[0-9a-fA-F]{13,}|\n[0-9a-fA-F]+\s*;.*" + CONTROL, rest)),
