@@ -103,6 +103,7 @@ def _one(name: str, threshold: float, reference: dict, values: Sequence | Tensor
 
 
 def _ks(held: Tensor, values: Sequence) -> dict:
+    values = np.asarray(values, np.float32)  # as precise as what is held: equal values must stay equal
     found: Ks = ks(held, values)
     return {"effect": found.d, "p": found.p, "n": found.m, **_means(held, values)}
 

@@ -49,4 +49,5 @@ def _noise(pixels: np.ndarray) -> np.ndarray:
     diagonal = np.abs(colour[:, ::2, ::2] - colour[:, ::2, 1::2] - colour[:, 1::2, ::2] + colour[:, 1::2, 1::2])
     levels = diagonal.reshape(len(pixels), -1)
     middle = np.partition(levels, levels.shape[1] // 2, axis=1)[:, levels.shape[1] // 2]  # faster than np.median
-    return np.log10(np.stack([middle, levels.mean(axis=1)]) / 2 + 0.25)
+    # few levels are usual: digits that a log or a checkpoint drops would make other values of the same ones
+    return np.log10(np.stack([middle, levels.mean(axis=1)]) / 2 + 0.25).round(3)

@@ -74,6 +74,12 @@ def test_a_difference_that_is_sure_but_small_is_no_drift():
     assert drifted(traffic(2000, shift=0.2, seed=3), policy=strict) == ["size"]
 
 
+def test_few_values_stay_the_same_ones_in_less_precision():
+    levels = np.log10(np.random.default_rng(4).integers(1, 4, 2000)).tolist()
+    reference = make_reference({"noise": levels})  # a checkpoint holds float32
+    assert compare(reference, {"noise": levels[:500]}, None, POLICY)[0]["effect"] < 0.05
+
+
 def test_a_result_says_what_changed():
     results = {r["feature"]: r for r in compare(REFERENCE, traffic(500, 0.5, 0.2, seed=2), None, POLICY)}
     assert re.fullmatch(r"ks 0\.\d+ \(from 0\.1 on\), p \S+: mean -?0\.0\d+ → 0\.4\d+", describe(results["size"]))
