@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from common.cli import command_parser, number
+from common.cli import command_parser, number, run
 from tests.bench import monitor_accuracy, monitor_cost, monitor_drift
 
 PARTS = {
@@ -75,4 +75,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.cli import command_parser
+from common.cli import command_parser, run
 from project_ts_forecast.anomaly import detect
 
 # profile: weight of a window that is found, of a false alarm, of a window that is missed
@@ -137,4 +137,4 @@ def benchmark_score(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from common.cli import command_parser
+from common.cli import command_parser, run
 from project_ts_forecast.batch_predict import series_of, write_csv
 from project_ts_forecast.data import SeriesWindow
 from project_ts_forecast.inference import Predictor
@@ -159,4 +159,4 @@ def forecasts(data: Path, out: Path, rounds: int = 5) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
