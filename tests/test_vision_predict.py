@@ -228,7 +228,8 @@ def test_predictor_in_python(colour_run, odd_photos):
     with Image.open(odd_photos / "a.jpg") as image:
         answers = predictor.predict([odd_photos / "a.jpg", (odd_photos / "a.jpg").read_bytes(), image])
     assert len({answer["label"] for answer in answers}) == 1
-    assert answers[0] == answers[1]
+    for one, other in zip(answers[0]["top"], answers[1]["top"], strict=True):  # some CPUs sum rows of a batch unlike
+        assert one == {"label": other["label"], "prob": pytest.approx(other["prob"], abs=1e-6)}
     assert answers[0]["top"][0]["label"] == answers[0]["label"]
     assert predictor.predict([]) == []
     with pytest.raises(PhotoError, match="empty file"):

@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -47,6 +48,14 @@ class Server:
 def python(*words: object) -> list[str]:
     """The command line of a module."""
     return [sys.executable, "-m", *map(str, words)]
+
+
+def shown(*words: object) -> None:
+    """Run a module, and show what it prints. Raises UserError where it fails (it has said why)."""
+    line = f"python -m {shlex.join(map(str, words))}"
+    print(f"$ {line}", flush=True)
+    if status := subprocess.run(python(*words)).returncode:
+        raise UserError(f"{line} ended with status {status}, wanted 0")
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:

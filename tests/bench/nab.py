@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.cli import command_parser, run
+from common.cli import UserError, command_parser, run
 from project_ts_forecast.anomaly import detect
 
 # profile: weight of a window that is found, of a false alarm, of a window that is missed
@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def nab(folder: Path, windows: Path, out: Path | None = None) -> dict[str, float]:
     """Detect in every file named in `windows`, and score; one threshold per profile for all files, as NAB has it."""
+    if not windows.is_file():
+        raise UserError(f"{windows}: no such file; wanted NAB's labelled windows, see --help")
     files = [read(folder, name, held) for name, held in json.loads(windows.read_text()).items()]
     scores = [detect(file.times, file.values, probation=file.probation).score for file in files]
     for file, score in zip(files, scores, strict=True):

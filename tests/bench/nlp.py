@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from common.log import read_jsonl
 from project_nlp_intent.inference import Predictor, read_texts, write_rows
 from project_nlp_intent.read import read_labelled
 from project_nlp_intent.text import clean
+from tests.bench.launch import shown
 
 TEXTS = 5000  # of the test part, in one timing of inference
 
@@ -51,10 +49,10 @@ def imported(data: Path, out: Path) -> Path:
     if (data / "train.jsonl").is_file():
         return data
     if data.is_file():
-        _python("project_nlp_intent.data", "import", "--format", "clinc150", data, "--out", out)
+        shown("project_nlp_intent.data", "import", "--format", "clinc150", data, "--out", out)
     elif (data / "fci_train_val.txt").is_file():
         files = [data / "fci_train_val.txt", "--test", data / "fci_test.txt"]
-        _python("project_nlp_intent.data", "import", "--format", "tsv", *files, "--columns", "label,text", "--out", out)
+        shown("project_nlp_intent.data", "import", "--format", "tsv", *files, "--columns", "label,text", "--out", out)
     else:
         raise UserError(f"--data {data}: wanted CLINC150's JSON, or a folder with fci_train_val.txt or train.jsonl")
     return out
@@ -65,12 +63,10 @@ def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
     run_dir = out / f"seed{seed}"
     start = time.monotonic()
     train = ["--train_jsonl", data / "train.jsonl", *flags.split(), "--seed", seed, "--run_dir", run_dir]
-    _python("project_nlp_intent.train", *train)
+    shown("project_nlp_intent.train", *train)
     seconds = time.monotonic() - start  # of the whole command
-    _python("project_nlp_intent.eval", "--ckpt", run_dir / "best.pt")
-    _python(
-        "project_nlp_intent.eval", "--ckpt", run_dir / "best.pt", "--val_jsonl", data / "test.jsonl", "--robustness"
-    )
+    shown("project_nlp_intent.eval", "--ckpt", run_dir / "best.pt")
+    shown("project_nlp_intent.eval", "--ckpt", run_dir / "best.pt", "--val_jsonl", data / "test.jsonl", "--robustness")
     metrics = json.loads((run_dir / "metrics.json").read_text())
     test, val = metrics["eval"]["test"], metrics["eval"]["val"]
     epochs, _ = read_jsonl(run_dir / "train.jsonl")
@@ -91,11 +87,6 @@ def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
         "seconds": seconds,
         "texts_per_s": statistics.median(epoch["texts_per_s"] for epoch in epochs),
     }
-
-
-def _python(*words: object) -> None:
-    print(f"$ python -m {shlex.join(map(str, words))}", flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def summary(runs: list[dict]) -> dict:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -31,6 +28,7 @@ from project_ts_forecast.data import SeriesWindow
 from project_ts_forecast.inference import Predictor
 from project_ts_forecast.read import find_layout
 from project_ts_forecast.repair import Rules, repair
+from tests.bench.launch import shown
 from tests.bench.nab import nab
 
 ETTH1 = "--value_cols OT --split 8640,11520,14400 --win 336"
@@ -88,9 +86,9 @@ def etth1(data: Path, out: Path, args: argparse.Namespace) -> dict:
 def one_run(data: Path, run_dir: Path, flags: str) -> dict:
     """Train and score once, through the commands: scores on the test part, in scaled values but for MASE."""
     start = time.monotonic()
-    _python("project_ts_forecast.train", "--csv", data, *flags.split(), "--run_dir", run_dir)
+    shown("project_ts_forecast.train", "--csv", data, *flags.split(), "--run_dir", run_dir)
     seconds = time.monotonic() - start  # of the whole command
-    _python("project_ts_forecast.eval", "--ckpt", run_dir / "best.pt")
+    shown("project_ts_forecast.eval", "--ckpt", run_dir / "best.pt")
     found = json.loads((run_dir / "metrics.json").read_text())
     test, band = found["eval"]["test"], found["eval"]["test"]["intervals"]["rolling"]
     point = {name: part["mse"]["all"] for name, part in test["scaled"].items()}
@@ -108,11 +106,6 @@ def one_run(data: Path, run_dir: Path, flags: str) -> dict:
         "coverage_split": test["intervals"]["split"]["coverage"]["all"],
         "seconds": seconds,
     }
-
-
-def _python(*words: object) -> None:
-    print(f"$ python -m {shlex.join(map(str, words))}", flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def windows_of_ten_million() -> dict:
@@ -133,7 +126,7 @@ def forecasts(data: Path, out: Path, rounds: int = 5) -> dict:
     """
     run_dir = out / "speed"
     flags = f"{ETTH1} --h 24 --epochs 1 --arch lstm --run_dir {run_dir}"
-    _python("project_ts_forecast.train", "--csv", data, *flags.split())
+    shown("project_ts_forecast.train", "--csv", data, *flags.split())
     predictor = Predictor.load(run_dir / "best.pt")
     (raw,) = series_of(data, find_layout(data, value_cols=["OT"]))
     pieces = repair(raw, predictor.step, Rules(), Counter())

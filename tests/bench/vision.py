@@ -11,10 +11,7 @@ import argparse
 import itertools
 import json
 import os
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,6 +30,7 @@ from project_vision_cls.augment import augmented
 from project_vision_cls.data import channel_stats, make_loader, to_input
 from project_vision_cls.inference import Predictor, walk_photos, write_csv
 from project_vision_cls.model import build_model
+from tests.bench.launch import shown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,10 +58,10 @@ def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
     run_dir = out / f"seed{seed}"
     roots, cache = ["--train_root", data / "train", "--val_root", data / "val"], ["--cache_dir", out / "cache"]
     start = time.monotonic()
-    _python("project_vision_cls.train", *roots, *flags.split(), "--seed", seed, "--run_dir", run_dir, *cache)
+    shown("project_vision_cls.train", *roots, *flags.split(), "--seed", seed, "--run_dir", run_dir, *cache)
     seconds = time.monotonic() - start  # of the whole command: the first seed also reads the photos
     for split in ("val", "test"):
-        _python("project_vision_cls.eval", "--ckpt", run_dir / "best.pt", "--val_root", data / split, *cache)
+        shown("project_vision_cls.eval", "--ckpt", run_dir / "best.pt", "--val_root", data / split, *cache)
     metrics = json.loads((run_dir / "metrics.json").read_text())
     test, val = metrics["eval"]["test"], metrics["eval"]["val"]
     epochs, _ = read_jsonl(run_dir / "train.jsonl")
@@ -77,11 +75,6 @@ def one_run(data: Path, out: Path, seed: int, flags: str) -> dict:
         "seconds": seconds,
         "img_per_s": statistics.median(epoch["img_per_s"] for epoch in epochs),
     }
-
-
-def _python(*words: object) -> None:
-    print(f"$ python -m {shlex.join(map(str, words))}", flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
 def summary(runs: list[dict]) -> dict:
