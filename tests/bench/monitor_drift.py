@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import http.client
 import io
 import json
@@ -137,9 +138,8 @@ def series_items(args, scale: float) -> Iterator[list[float]]:
 
     predictor = Predictor.load(args.series / "best.pt")
     column = predictor.columns[0]
-    lines = args.csv.read_text().splitlines()
-    at = lines[0].split(",").index(column)
-    values = [float(line.split(",")[at]) for line in lines[1:] if line.split(",")[at]]
+    with open(args.csv, newline="") as file:
+        values = [float(row[column]) for row in csv.DictReader(file) if row[column]]
     values = values[-len(values) // 10 :]
     pasts = [values[i : i + predictor.win + 1] for i in range(0, len(values) - predictor.win - 1, 2)]
     answers = predictor.predict([past[:-1] for past in pasts])
