@@ -120,10 +120,10 @@ class MicroBatcher:
             self._rows.extend((job, index) for index, result in enumerate(job.results) if result is None)
             self._changed.notify()
 
-    def submit_undecoded(self, decode: Callable[[Job], None], job: Job) -> None:
-        """`decode(job)` in the model's thread, just before a batch is formed; it submits the job's rows."""
+    def submit_undecoded(self, decode: Callable[[Job], None], jobs: list[Job]) -> None:
+        """`decode(job)` of each in the model's thread, just before a batch is formed; it submits the job's rows."""
         with self._changed:
-            self._undecoded.append((decode, job))
+            self._undecoded.extend((decode, job) for job in jobs)
             self._changed.notify()
 
     def _run(self) -> None:

@@ -1,27 +1,28 @@
 """One client's connection: bytes to requests, answers to bytes, and what a slow or rude client may cost.
 
-    loop.create_server(lambda: Connection(server), host, port)
+    sockets = Sockets(loop, lambda: Connection(server))
 
-`server` gives `args`, `limits`, `loop`, `connections`, `jobs`, `tally`, `draining`; its `begin(connection, request)`
-says from the head alone where a request goes, or why it is refused. A page's reply is sent at once; a job's comes
-later, to `finish`. Everything here runs on the event loop. A client that closes its sending side counts as gone.
+`server` gives `args`, `limits`, `phase_s`, `loop`, `connections`, `jobs`, `tally`, `draining`; its `begin(connection,
+request)` says from the head alone where a request goes, or why it is refused. A page's reply is sent at once; a job's
+comes later, to `finish`. Everything here runs on the event loop. A client that closes its sending side counts as gone.
 """
 
+import argparse
 import asyncio
-import contextlib
-import os
-import socket
+import math
 import time
 
 from common.batcher import Job
 from common.endpoints import RETRY, Endpoint, Reply, error_reply
-from common.http_wire import CONTINUE, HttpError, Request, RequestParser, WireError, response
+from common.http_response import CONTINUE, response
+from common.http_wire import HttpError, Request, RequestParser, WireError
+from common.sockets import Transport
 
 LINGER_S = 1.0  # a client that gets its last answer may read it this long
 PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """One client: its requests are answered one at a time, in order."""
 
     def __init__(self, server):
@@ -32,9 +33,9 @@ class Connection(asyncio.BufferedProtocol):
         self.job: Job | None = None
         self.req_id = self.trace = ""
         self.unsent = b""  # see Refusals
-        self.closing, self.writable, self.phase, self.expires = False, True, "", float("inf")
+        self.closing, self.writable, self.phase, self.expires = False, True, "", math.inf
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         self.server.connections.add(self)
         if len(self.server.connections) > self.server.args.max_connections:
@@ -49,13 +50,20 @@ class Connection(asyncio.BufferedProtocol):
             self.server.jobs.discard(self.job)
             self.server.canary.left(self.job)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.server.received  # the same for all: `buffer_updated` comes next, and copies what arrived
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         if self.closing:  # refused: what still arrives is dropped
             return
-        self.parser.feed(self.server.received[:nbytes])
+        try:
+            whole = self.parser.read_whole(data) if self.phase == "idle" and self.writable else None
+        except WireError as error:
+            self.refuse(error)
+            return
+        if whole:
+            self._begin(whole[0])
+            self._handle(whole[1])
+            self._watch_time()
+            return
+        self.parser.feed(data)
         if (self.job or not self.writable) and self.parser.buffered > PAUSE_BYTES:
             self.transport.pause_reading()
         self.advance()
@@ -81,17 +89,21 @@ class Connection(asyncio.BufferedProtocol):
     def _step(self) -> bool:
         """One head or one body; False when bytes are missing."""
         if self.request is None:
-            self.request = self.parser.read_head()
-            if self.request is not None:
-                self._begin(self.request)
-            return self.request is not None
+            request = self.parser.read_head()
+            if request is not None:
+                self._begin(request)
+                self._prepare_body(request)
+            return request is not None
         body = self.parser.read_body()
         if body is not None:
             self._handle(body)
         return body is not None
 
     def _begin(self, request: Request) -> None:
+        self.request = request
         self.endpoint, self.refusal = self.server.begin(self, request)
+
+    def _prepare_body(self, request: Request) -> None:
         if self.refusal:
             self.parser.discard_body()
         if request.expects_continue and not self.parser.buffered:
@@ -117,7 +129,8 @@ class Connection(asyncio.BufferedProtocol):
         data = response(
             reply.status,
             reply.body,
-            headers=(("X-Request-ID", self.req_id), *traced, *reply.headers),
+            headers=reply.headers,
+            own=(("X-Request-ID", self.req_id), *traced),
             keep_alive=keep_alive,
             minor=request.minor,
             head_only=request.method == "HEAD",
@@ -158,17 +171,13 @@ class Connection(asyncio.BufferedProtocol):
     def _hang_up(self) -> None:
         """Closing at once would destroy the answer if more bytes arrive, so: half-close, and wait for the client's."""
         self.closing, self.expires = True, time.monotonic() + LINGER_S
-        try:
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
-        except OSError:  # it has the answer and has reset the connection, as proxies do
-            self.transport.abort()
+        self.transport.write_eof()
 
     def _watch_time(self) -> None:
         """A phase has so many seconds as a whole: bytes that trickle in do not prolong it."""
-        args, phase = self.server.args, "idle"
         if self.closing:
             return
+        phase = "idle"
         if self.job:
             phase = "work"
         elif not self.writable:
@@ -176,8 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self.request or self.parser.buffered:
             phase = "body" if self.request else "head"
         if phase != self.phase:
-            seconds = {"idle": args.idle_s, "head": args.head_s, "body": args.body_s, "write": args.body_s}
-            self.phase, self.expires = phase, time.monotonic() + seconds.get(phase, float("inf"))
+            self.phase, self.expires = phase, time.monotonic() + self.server.phase_s[phase]
 
     def time_out(self) -> None:
         if self.phase in ("head", "body") and not self.closing:
@@ -210,16 +218,6 @@ class Refusals:
                 connection.write()
 
 
-def close_port(server) -> None:
-    """Take the connections that the kernel has made already, then close: closing at once would reset them."""
-    server.late = []  # keeps the tasks from the garbage collector
-    for listening in server.listener.sockets:
-        server.loop.remove_reader(listening.fileno())
-        with socket.socket(fileno=os.dup(listening.fileno())) as port, contextlib.suppress(BlockingIOError):
-            while True:
-                client, _ = port.accept()
-                client.setblocking(False)
-                task = server.loop.create_task(server.loop.connect_accepted_socket(lambda: Connection(server), client))
-                server.late.append(task)
-    # not now: what asyncio itself accepted in this turn has no transport yet
-    server.loop.call_soon(server.listener.close)
+def phase_seconds(args: argparse.Namespace) -> dict[str, float]:
+    """What each phase of a connection may take, by the flags; work has the deadline of its job."""
+    return {"idle": args.idle_s, "head": args.head_s, "body": args.body_s, "write": args.body_s, "work": math.inf}

@@ -1,21 +1,17 @@
-"""HTTP/1.1 requests and responses as bytes: no sockets, no threads.
+"""HTTP/1.1 requests as bytes: no sockets, no threads.
 
     parser = RequestParser(Limits(body_bytes=10_000_000))
     parser.feed(data)                       # whatever the socket gave
     request = parser.read_head()            # None: more bytes are needed
     body = parser.read_body()               # None: more bytes are needed
-    reply = response(200, b'{"pred": 3}', keep_alive=request.keep_alive)
 
 Strict on purpose: whatever two HTTP programs could read in two ways (which is how requests are smuggled past a proxy)
 is a `WireError`; the server answers it and closes. Grammar: RFC 9110 and RFC 9112.
 """
 
 import re
-import time
 from dataclasses import dataclass
-from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -29,8 +25,6 @@ MOST_CHUNKS = 20_000  # of one body: reading a chunk of one byte takes as long a
 ONCE_ONLY = ("content-length", "transfer-encoding", "host")
 CHUNK_LINE_BYTES = 256
 CACHED_HEAD_BYTES = 1024
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class HttpError(Exception):
@@ -45,7 +39,7 @@ class WireError(HttpError):
     """The bytes are not one clear request. Nothing after them can be trusted: answer, then close."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key of a cache, which by its values would take long to find
 class Limits:
     """What one request may cost. All in bytes, but `headers`, a count."""
 
@@ -77,6 +71,7 @@ class RequestParser:
 
     def __init__(self, limits: Limits | None = None):
         self.limits = limits or Limits()
+        self._short = min(CACHED_HEAD_BYTES, self.limits.target_bytes - 4, self.limits.head_bytes - 4)
         self._buffer = bytearray()
         self._scanned = 0  # bytes of an unfinished head that were already searched for its end
         self._start_body(0, False)
@@ -92,6 +87,19 @@ class RequestParser:
     def buffered(self) -> int:
         """Bytes received and not yet handed out."""
         return len(self._buffer)
+
+    def read_whole(self, data: bytes) -> tuple[Request, bytes] | None:
+        """(head, body) of the one request that `data` is, as most are; None: `feed` it.
+
+        Only between two requests, with nothing buffered.
+        """
+        end = data.find(b"\r\n\r\n")
+        if not 0 <= end <= self._short:
+            return None
+        request, length, chunked = _read_head(data[:end], self.limits)
+        if chunked or request.expects_continue or end + 4 + length != len(data):
+            return None
+        return request, data[end + 4 :]
 
     def read_head(self) -> Request | None:
         buffer, limits = self._buffer, self.limits
@@ -263,35 +271,3 @@ def _request(method: str, target: str, minor: int, headers: dict[str, str]) -> R
     keep_alive = "close" not in options and (minor == 1 or "keep-alive" in options)
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     return Request(method, target, path.partition("?")[0] or "/", minor, headers, media, keep_alive, expect != "")
-
-
-@lru_cache(maxsize=512)
-def _head(second: int, status: int, length: int, content_type: str, keep_alive: bool, minor: int) -> str:
-    """What answers of one second have in common."""
-    connection = "Connection: close\r\n" if not keep_alive else "" if minor else "Connection: keep-alive\r\n"
-    return (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nDate: {formatdate(second, usegmt=True)}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n{connection}"
-    )
-
-
-def response(
-    status: int,
-    body: bytes,
-    *,
-    headers: tuple = (),
-    keep_alive: bool = True,
-    minor: int = 1,
-    head_only: bool = False,
-    content_type: str = "application/json",
-) -> bytes:
-    """The bytes of one response. `headers` are (name, value) pairs; `head_only` is for HEAD: the body is left out.
-
-    Raises ValueError where a header holds a line break (it would start a second response).
-    """
-    head = _head(int(time.time()), status, len(body), content_type, keep_alive, minor)
-    for name, value in headers:
-        if "\r" in value or "\n" in value:
-            raise ValueError(f"response header {name}: line break in {value!r}")
-        head += f"{name}: {value}\r\n"
-    return f"{head}\r\n".encode("latin-1") + (b"" if head_only else body)

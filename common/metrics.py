@@ -16,6 +16,7 @@ import resource
 import time
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -76,13 +77,19 @@ class Metrics:
         self.counts[name][labels] += n
 
     def observe(self, name: str, value: float, labels: str = "") -> None:
-        """Put a value into a histogram: [sum, counts of each bucket, the last one for what is beyond all bounds]."""
+        """Put a value into a histogram."""
+        self.observe_all(name, (value,), labels)
+
+    def observe_all(self, name: str, values: Sequence[float], labels: str = "") -> None:
+        """Put values into a histogram: [sum, counts of each bucket, the last one for what is beyond all bounds]."""
         bounds = KINDS[name][2]
         series = self.histograms[name].get(labels)
         if series is None:
             series = self.histograms[name][labels] = [0.0, [0] * (len(bounds) + 1)]
-        series[0] += value
-        series[1][bisect_left(bounds, value)] += 1
+        series[0] += sum(values)
+        counts = series[1]
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
 
     def count_class(self, label: str) -> None:
         """Count a predicted class; a model of ten thousand classes must not make ten thousand series."""

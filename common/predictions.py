@@ -97,6 +97,7 @@ class DecodePool:
 
     def __init__(self, batcher: MicroBatcher, done: Callable[[list[Prediction]], None], threads: int):
         self._batcher, self._done = batcher, done
+        self._fresh: list[Prediction] = []
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name="decode", daemon=True) for _ in range(threads)]
 
@@ -105,10 +106,17 @@ class DecodePool:
             thread.start()
 
     def put(self, job: Prediction) -> None:
+        """Decode it soon. From the event loop; what one of its turns brings wakes the model's thread once."""
         if self._threads:
             self._inbox.put(job)
-        else:
-            self._batcher.submit_undecoded(self._decode, job)
+            return
+        if not self._fresh:
+            job.connection.server.loop.call_soon(self._hand_over)
+        self._fresh.append(job)
+
+    def _hand_over(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        self._batcher.submit_undecoded(self._decode, fresh)
 
     def stop(self, timeout_s: float) -> bool:
         """End the threads; False if one is still busy after `timeout_s` seconds."""
@@ -222,13 +230,14 @@ def stages(job: Prediction, now: float) -> dict[str, float]:
 STAGE_LABELS = {stage: f'stage="{stage}"' for stage in ("queue", "decode", "model", "total")}
 
 
-def observe(metrics: Metrics, job: Prediction, seconds: dict[str, float]) -> None:
-    """Put an answered prediction into the metrics; `seconds` as `stages` gives them."""
-    for stage, value in seconds.items():
-        metrics.observe("prediction_seconds", value, STAGE_LABELS[stage])
-    for result in job.results:
-        if isinstance(result, dict) and "label" in result:
-            metrics.count_class(str(result["label"]))
+def observe(metrics: Metrics, answered: list[tuple[Prediction, dict[str, float]]]) -> None:
+    """Put answered predictions into the metrics, each with its seconds as `stages` gives them."""
+    for stage, labels in STAGE_LABELS.items():
+        metrics.observe_all("prediction_seconds", [seconds[stage] for _, seconds in answered], labels)
+    for job, _ in answered:
+        for result in job.results:
+            if isinstance(result, dict) and "label" in result:
+                metrics.count_class(str(result["label"]))
 
 
 def log_entry(job: Prediction, status: int, seconds: dict[str, float]) -> dict:

@@ -31,18 +31,19 @@ from common.batcher import MicroBatcher
 from common.canary import Canary
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
-from common.http_connection import LINGER_S, Connection, Refusals, close_port
+from common.http_connection import LINGER_S, Connection, Refusals, phase_seconds
 from common.http_wire import HttpError, Request
 from common.metrics import Metrics
 from common.model_slot import ModelSlot
 from common.monitor_core import SlidingWindow
 from common.monitor_pages import answer_worker, make_monitor
-from common.predictions import DecodePool, Prediction, Route, fault, log_entry, observe, stages
+from common.predictions import DecodePool, Prediction, Route, fault, log_entry, stages
 from common.request_ids import RequestIds
 from common.request_log import RequestLog
 from common.server_flags import add_server_flags as add_server_flags
 from common.server_flags import limits
 from common.server_pages import endpoints, snapshot
+from common.sockets import Sockets
 from common.supervisor import Supervisor
 from common.tally import Tally
 from common.workers import WorkerLink, worker_settings
@@ -50,7 +51,6 @@ from common.workers import WorkerLink, worker_settings
 log = logging.getLogger(__name__)
 TICK_S = 0.05  # how exact deadlines and time-outs are
 SWITCH_S = 0.0005  # the event loop waits so long for Python in other threads; Python's own 0.005 is long under a flood
-RECEIVE_BYTES = 262144  # that one read of a socket may bring
 LATENCY_WINDOW = 512  # answers whose p95 is shown
 QUEUE_FULL = HttpError(429, "the queue is full", RETRY)
 
@@ -62,10 +62,10 @@ class Server:
         self.route, self.args, self.link = route, args, link
         self.tokens = read_tokens(args)
         self.limits = limits(args)
+        self.phase_s = phase_seconds(args)
         self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
         self.refusals = Refusals()
-        self.received = memoryview(bytearray(RECEIVE_BYTES))
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
@@ -88,13 +88,11 @@ class Server:
         for stop in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(stop, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, self._reload_by_signal)
-        listener = self.loop.create_server(
-            lambda: Connection(self), self.args.host, self.args.port, backlog=1024, reuse_port=bool(self.link) or None
-        )
-        self.listener = await listener
+        self.sockets = Sockets(self.loop, lambda: Connection(self))
+        await self.sockets.listen(self.args.host, self.args.port, reuse_port=bool(self.link))
         if self.link:
             await self.link.open(self._asked_by_supervisor, self.stop)
-        host, port = self.listener.sockets[0].getsockname()[:2]
+        host, port = self.sockets.listening[0].getsockname()[:2]
         self._say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", "listening")
         self.batcher.start()
         self.monitor.start()
@@ -105,6 +103,10 @@ class Server:
         until = time.monotonic() + LINGER_S
         while self.connections and time.monotonic() < until:  # answers on their way out
             await asyncio.sleep(0.01)
+        self.sockets.stop_listening()  # the port is open still where the model was refused
+        for connection in list(self.connections):
+            connection.transport.abort()
+        self.sockets.close()
         if not self._end_threads():
             # the model is still busy with work that nobody waits for; Python would crash if it ended under that thread
             sys.stdout.flush()
@@ -157,8 +159,8 @@ class Server:
         self.canary.tick(now)
 
     def _drain(self, waited: float) -> None:
-        if self.listener.is_serving():
-            close_port(self)
+        if self.sockets.listening:
+            self.sockets.stop_listening()
             return
         busy = any(connection.request for connection in self.connections)
         # an idle client may just be sending: for a moment it still gets a 503 instead of a broken connection
@@ -264,7 +266,6 @@ class Server:
         connection, seconds = job.connection, stages(job, time.monotonic())
         arm = self.canary.answered(job, error)
         if error is None:
-            observe(self.metrics, job, seconds)
             self.latencies.push(seconds["total"] * 1000)
             self.tally.good(job, seconds)
             if not self.watched:

@@ -16,7 +16,7 @@ from collections import Counter
 from common.endpoints import Endpoint
 from common.metrics import Metrics, answer_labels
 from common.monitor import Monitor
-from common.predictions import Prediction
+from common.predictions import Prediction, observe
 
 
 class Tally:
@@ -43,6 +43,7 @@ class Tally:
         for key, n in Counter(counted).items():
             for name, label in self._labels(*key).items():
                 self.metrics.count(name, label, n)
+        observe(self.metrics, answered)
         self.monitor.answered(answered)
         self.monitor.counted([status for endpoint, status in counted if endpoint and endpoint.predicts])
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.http_wire import Limits, RequestParser, WireError, response
+from common.http_response import response
+from common.http_wire import Limits, Request, RequestParser, WireError
 from tests.wire_cases import CHUNKED, LIMITS, MUTATIONS, REFUSED, VALID, oracle, post
 
 
@@ -19,19 +20,35 @@ def ours(data: bytes, split: int | None = None, limits: Limits = LIMITS) -> tupl
     request = None
     try:
         for piece in pieces:
+            if request is None and not parser.buffered and (whole := parser.read_whole(piece)):
+                requests.append(as_tuple(*whole))
+                continue
             parser.feed(piece)
-            while True:
-                request = request or parser.read_head()
-                body = parser.read_body() if request else None
-                if body is None:
-                    break
-                headers = sorted(request.headers.items())
-                headers = [(name, value.lower() if name == "transfer-encoding" else value) for name, value in headers]
-                requests.append((request.method, request.target, request.minor, headers, body, request.keep_alive))
+            while (request := request or parser.read_head()) and (body := parser.read_body()) is not None:
+                requests.append(as_tuple(request, body))
                 request = None
     except WireError as error:
         return requests, error.status
     return requests, 0
+
+
+def as_tuple(request: Request, body: bytes) -> tuple:
+    """In the shape of the oracle; h11 gives codings in lower case."""
+    headers = sorted(request.headers.items())
+    headers = [(name, value.lower() if name == "transfer-encoding" else value) for name, value in headers]
+    return request.method, request.target, request.minor, headers, body, request.keep_alive
+
+
+@pytest.mark.parametrize("data", VALID)
+def test_a_request_that_came_whole_is_read_at_once(data):
+    slow = RequestParser(LIMITS)
+    slow.feed(data)
+    request, body = slow.read_head(), slow.read_body()
+    at_once = not request.expects_continue and "transfer-encoding" not in request.headers
+    assert RequestParser(LIMITS).read_whole(data) == ((request, body) if at_once else None)
+    assert RequestParser(LIMITS).read_whole(data + VALID[0]) is None
+    for limits in (Limits(target_bytes=len(data) - len(body) - 1), Limits(head_bytes=len(data) - len(body) - 1)):
+        assert RequestParser(limits).read_whole(data) is None  # what is near a limit goes the long way
 
 
 @pytest.mark.parametrize("data", [*VALID, b"".join(VALID[:2] + VALID[9:])])
@@ -135,11 +152,18 @@ def test_h11_reads_our_responses(status, keep_alive, method):
     client.send(h11.Request(method=method, target="/", headers=[("Host", "t")]))
     client.send(h11.EndOfMessage())
     client.receive_data(
-        response(status, b"hello", headers=(("Retry-After", "1"),), keep_alive=keep_alive, head_only=method == "HEAD")
+        response(
+            status,
+            b"hello",
+            headers=(("Retry-After", "1"),),
+            own=(("X-Request-ID", "a-1"),),
+            keep_alive=keep_alive,
+            head_only=method == "HEAD",
+        )
     )
     head = client.next_event()
     assert head.status_code == status
-    assert {(b"content-length", b"5"), (b"retry-after", b"1")} <= set(head.headers)
+    assert {(b"content-length", b"5"), (b"retry-after", b"1"), (b"x-request-id", b"a-1")} <= set(head.headers)
     assert b"date" in dict(head.headers)
     if method == "GET":
         assert client.next_event().data == b"hello"
@@ -148,6 +172,7 @@ def test_h11_reads_our_responses(status, keep_alive, method):
     assert client.trailing_data == (b"", False)
 
 
-def test_a_response_cannot_be_split():
+@pytest.mark.parametrize("kind", ["headers", "own"])
+def test_a_response_cannot_be_split(kind):
     with pytest.raises(ValueError, match="line break"):
-        response(200, b"", headers=(("X-Request-ID", "a\r\nSet-Cookie: b"),))
+        response(200, b"", **{kind: (("X-Request-ID", "a\r\nSet-Cookie: b"),)})

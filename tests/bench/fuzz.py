@@ -200,8 +200,12 @@ def read(pieces: list[bytes]) -> tuple[list, str, int]:
     parser, requests, request, fed, taken = RequestParser(LIMITS), [], None, 0, 0
     try:
         for piece in pieces:
-            parser.feed(piece)
             fed += len(piece)
+            if request is None and not parser.buffered and (whole := parser.read_whole(piece)):
+                requests.append(as_tuple(*whole))
+                taken = fed
+                continue
+            parser.feed(piece)
             while (request := request or parser.read_head()) and (body := parser.read_body()) is not None:
                 requests.append(as_tuple(request, body))
                 request, taken = None, fed - parser.buffered
