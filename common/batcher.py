@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 log = logging.getLogger(__name__)
+REST, MOST_REST = 1.5, 0.25  # of the model for each second of `late_s`; the most, as a part of its work
 
 
 class ModelError(Exception):
@@ -69,6 +70,7 @@ class MicroBatcher:
         self._calls: deque[tuple[Callable, Future]] = deque()
         self._undecoded: deque[tuple[Callable, Job]] = deque()
         self._reserved = 0  # rows accepted and not yet through the model: being decoded, queued or in the forward pass
+        self.late_s, self._rested = 0.0, 0.0  # by which the event loop was late with clients it turned away, in all
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -145,8 +147,16 @@ class MicroBatcher:
             if call:
                 _answer_call(*call)
             else:
+                start = time.monotonic()
                 self._work(batch)
+                self._rest(time.monotonic() - start)
             busy = True
+
+    def _rest(self, worked_s: float) -> None:
+        """Leave the interpreter and a core to the event loop, so that who is turned away hears of it soon."""
+        new, self._rested = self.late_s - self._rested, self.late_s
+        if new:
+            time.sleep(min(REST * new, MOST_REST * worked_s))
 
     def _take_batch(self, busy: bool) -> list[tuple[Job, int]]:
         until = time.monotonic() + self._window_s

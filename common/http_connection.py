@@ -2,9 +2,10 @@
 
     sockets = Sockets(loop, lambda: Connection(server))
 
-`server` gives `args`, `limits`, `phase_s`, `loop`, `connections`, `jobs`, `tally`, `draining`; its `begin(connection,
-request)` says from the head alone where a request goes, or why it is refused. A page's reply is sent at once; a job's
-comes later, to `finish`. Everything here runs on the event loop. A client that closes its sending side counts as gone.
+`server` gives `args`, `limits`, `phase_s`, `loop`, `connections`, `jobs`, `tally`, `batcher`, `draining`; its
+`begin(connection, request)` says from the head alone where a request goes, or why it is refused. A page's reply is sent
+at once; a job's comes later, to `finish`. Everything here runs on the event loop. A client that closes its sending side
+counts as gone.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from common.http_wire import HttpError, Request, RequestParser, WireError
 from common.sockets import Transport
 
 LINGER_S = 1.0  # a client that gets its last answer may read it this long
+PROMPT_S = 0.003  # from the first of a turn's refusals until all are sent; what is more makes the model rest
 PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
 
 
@@ -202,10 +204,12 @@ class Refusals:
 
     def __init__(self):
         self.connections: list[Connection] = []
+        self.began = 0.0
 
     def add(self, connection: Connection, data: bytes) -> None:
         """Send `data` with the others."""
         if not self.connections:
+            self.began = time.monotonic()
             connection.server.loop.call_soon(self._send)
         if not connection.unsent:
             self.connections.append(connection)
@@ -216,6 +220,7 @@ class Refusals:
         for connection in connections:
             if connection.unsent:  # else it was sent with what came behind, and the connection may be closing
                 connection.write()
+        connections[0].server.batcher.late_s += max(0.0, time.monotonic() - self.began - PROMPT_S)
 
 
 def phase_seconds(args: argparse.Namespace) -> dict[str, float]:

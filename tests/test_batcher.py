@@ -3,10 +3,11 @@
 import queue
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from common.batcher import Job, MicroBatcher, ModelError
+from common.batcher import MOST_REST, REST, Job, MicroBatcher, ModelError
 
 PATIENCE_S = 60  # how long a test waits for what must happen; far beyond what a busy machine needs
 
@@ -143,6 +144,21 @@ def test_calls_run_in_the_thread_of_the_model(bench):
     assert one.batcher.call(lambda: threading.current_thread().name).result(PATIENCE_S) == "model"
     with pytest.raises(ZeroDivisionError):
         one.batcher.call(lambda: 1 / 0).result(PATIENCE_S)
+
+
+def test_the_model_rests_while_the_event_loop_is_late(bench, monkeypatch):
+    rests, one = [], bench()
+    monkeypatch.setattr("common.batcher.time", SimpleNamespace(monotonic=time.monotonic, sleep=rests.append))
+    for late_s in (0.0, 0.0005, 1e9, 0.0, 0.0):
+        one.submit(late_s)
+        assert one.entered.acquire(timeout=PATIENCE_S)
+        one.batcher.late_s += late_s
+        time.sleep(0.01)  # the model's work
+        one.free.release()
+        one.finished()
+    short, longest = rests
+    assert short == 0.0005 * REST
+    assert 0.01 * MOST_REST <= longest < 10**9
 
 
 def test_rows_decoded_for_another_model_wait_for_their_own_batch(bench):
