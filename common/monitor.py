@@ -98,7 +98,7 @@ class Monitor:
 
     def answered(self, answers: list[tuple[Prediction, dict[str, float]]]) -> None:
         """Good answers, each with its seconds by stage, as common.predictions.stages gives them."""
-        if self.off or not answers:
+        if self.off:
             return
         totals = [seconds["total"] * 1000 for _, seconds in answers]
         if "latency" in self.budgets:

@@ -42,9 +42,9 @@ class Sockets:
         )
         self.listening = [held.dup() for held in bound.sockets]
         bound.close()
-        for port in self.listening:
-            port.setblocking(False)
-            port.listen(BACKLOG)
+        for listening in self.listening:
+            listening.setblocking(False)
+            listening.listen(BACKLOG)
         self._accept_on()
 
     def stop_listening(self) -> None:
@@ -70,7 +70,7 @@ class Sockets:
                 client, _ = port.accept()
             except BlockingIOError:
                 return
-            except (InterruptedError, ConnectionAbortedError):
+            except ConnectionAbortedError:
                 continue
             except OSError as error:
                 if error.errno not in NO_MORE:
@@ -115,7 +115,7 @@ class Transport:
         received = self.sockets.received
         try:
             count = self.socket.recv_into(received)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
@@ -140,7 +140,7 @@ class Transport:
     def _send(self, data: bytes | bytearray) -> int:
         try:
             return self.socket.send(data)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return 0
         except OSError as error:
             self._lose(error)

@@ -43,8 +43,9 @@ class Tally:
         for key, n in Counter(counted).items():
             for name, label in self._labels(*key).items():
                 self.metrics.count(name, label, n)
-        observe(self.metrics, answered)
-        self.monitor.answered(answered)
+        if answered:
+            observe(self.metrics, answered)
+            self.monitor.answered(answered)
         self.monitor.counted([status for endpoint, status in counted if endpoint and endpoint.predicts])
 
     def _labels(self, endpoint: Endpoint | None, status: int) -> dict[str, str]:
