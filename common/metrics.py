@@ -48,8 +48,16 @@ KINDS = {  # name: (type, help, upper bounds of a histogram)
     "arm_seconds": ("histogram", "In a rollout: time until an arm's own answer.", SECONDS),
     "rollout_share": ("gauge", "Part of the requests that the candidate gets, 0 to 1, of the lowest worker.", ()),
     "rollout_status": ("gauge", "Workers whose rollout has this status.", ()),
-    "process_resident_memory_bytes": ("gauge", "Resident memory of all workers.", ()),
-    "process_cpu_seconds_total": ("counter", "User and system CPU time of all workers.", ()),
+    "process_resident_memory_bytes": (
+        "gauge",
+        "Resident memory of all workers, with their models' processes.",
+        (),
+    ),
+    "process_cpu_seconds_total": (
+        "counter",
+        "User and system CPU time of the same processes.",
+        (),
+    ),
     "process_start_time_seconds": ("gauge", "Unix time at which the oldest worker started.", ()),
 }
 WORST_OF = {"drift_effect": max, "drift_threshold": max, "drift_p_value": min, "accuracy_expected": min}
@@ -100,15 +108,20 @@ class Metrics:
                 self._classes[label] = labels
         self.counts["predictions_total"][labels] += 1
 
-    def snapshot(self, gauges: dict[str, dict[str, float]]) -> dict:
-        """Plain values for `render`, with this process's memory and CPU time; gauges: {name: {labels: value}}."""
+    def snapshot(self, gauges: dict[str, dict[str, float]], helpers: Sequence[int] = ()) -> dict:
+        """Plain values for `render`, with memory and CPU time of this process and of its helpers, by their pids.
+
+        gauges: {name: {labels: value}}.
+        """
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        helped = [usage_of(pid) for pid in helpers]
         process = {
-            "process_resident_memory_bytes": {"": resident_bytes()},
+            "process_resident_memory_bytes": {"": resident_bytes() + sum(resident for _, resident in helped)},
             "process_start_time_seconds": {"": START_TIME},
         }
         counts = {name: dict(series) for name, series in self.counts.items()}
-        counts["process_cpu_seconds_total"] = {"": usage.ru_utime + usage.ru_stime}
+        cpu_s = usage.ru_utime + usage.ru_stime + sum(cpu_s for cpu_s, _ in helped)
+        counts["process_cpu_seconds_total"] = {"": cpu_s}
         return {"counts": counts, "histograms": dict(self.histograms), "gauges": {**gauges, **process}}
 
 
@@ -127,6 +140,16 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def usage_of(pid: int) -> tuple[float, int]:
+    """CPU seconds and resident bytes of another process; zeros where it is gone, or where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()  # from the third on, see proc_pid_stat(5)
+    except OSError:
+        return 0.0, 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def escaped(text: str) -> str:

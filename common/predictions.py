@@ -151,7 +151,8 @@ class DecodePool:
 
     def _set_rows(self, job: Prediction) -> None:
         start = time.monotonic()
-        job.data_hash = hashlib.sha256(job.body).hexdigest()
+        if job.connection.server.request_log:
+            job.data_hash = hashlib.sha256(job.body).hexdigest()
         items = job.protocol.read(job)
         job.body = b""
         if len(items) > self._batcher.places:

@@ -65,6 +65,7 @@ FLAGS = [  # name, kind, default, help
         " --registry with --model",
     ),
 ]
+APART = "the model in a process of its own: faster where a core is free, and loaded twice (default: off)"
 SHADOW = "the candidate sees a copy of what it keeps up with, and answers none (default: off)"
 
 
@@ -76,6 +77,7 @@ def add_server_flags(
     Limits are per worker.
     """
     parser.add_argument("--shadow", action="store_true", help=SHADOW)
+    parser.add_argument("--model_process", action="store_true", help=APART)
     threads = min(8, cores()) if decode_threads is None else decode_threads
     defaults = {"port": port, "decode_threads": threads, "policy": str(policy or "")}
     for name, kind, default, text in FLAGS:

@@ -34,6 +34,7 @@ from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
 from common.http_connection import LINGER_S, Connection, Refusals, phase_seconds
 from common.http_wire import HttpError, Request
 from common.metrics import Metrics
+from common.model_process import load_apart, model_settings, serve_model
 from common.model_slot import ModelSlot
 from common.monitor_core import SlidingWindow
 from common.monitor_pages import answer_worker, make_monitor
@@ -69,7 +70,7 @@ class Server:
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
-        self.slot = ModelSlot(load, args, self.batcher)
+        self.slot = ModelSlot(load_apart(load, args) if args.model_process else load, args, self.batcher)
         self.latencies = SlidingWindow(LATENCY_WINDOW)
         self.watched: dict = {}  # what the answers of one batch say of all answers
         self.metrics = Metrics()
@@ -284,8 +285,10 @@ class Server:
 
 def run_server(load: Callable[[], object], route: Route, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 0, or 1 if the port is taken or the model fails its checks."""
-    sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    if told := model_settings():
+        return serve_model(load, args, told)
+    sys.setswitchinterval(SWITCH_S)
     settings = worker_settings()
     try:
         if args.workers > 1 and not settings:

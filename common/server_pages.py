@@ -77,7 +77,7 @@ def snapshot(server) -> dict:
     if server.request_log:
         server.metrics.counts["request_log_lines_lost_total"][""] = server.request_log.lost
     server.metrics.counts.update(monitor_pages.counters(server))
-    return server.metrics.snapshot(gauges)
+    return server.metrics.snapshot(gauges, getattr(server.slot.predictor, "helpers", ()))
 
 
 def _metrics_reply(snapshots: list[dict]) -> Reply:

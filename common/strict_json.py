@@ -22,7 +22,7 @@ def load_json(data: bytes) -> object:
     try:
         text = data.decode()
         value = _decode_json(text)
-        if SURROGATE.search(text):
+        if "\\" in text and SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise HttpError(400, f"the body is not UTF-8 (byte {error.start})") from error
@@ -32,7 +32,8 @@ def load_json(data: bytes) -> object:
         raise HttpError(400, f"nested deeper than {JSON_DEPTH} levels") from error
     except json.JSONDecodeError as error:
         raise HttpError(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
-    if text.count("[") + text.count("{") > JSON_DEPTH and _deeper_than(value, JSON_DEPTH):
+    flat = isinstance(value, dict) and not any(isinstance(held, (dict, list)) for held in value.values())
+    if not flat and text.count("[") + text.count("{") > JSON_DEPTH and _deeper_than(value, JSON_DEPTH):
         raise HttpError(400, f"nested deeper than {JSON_DEPTH} levels")
     return value
 

@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.sessions and args.workers > 1:
         raise UserError("--workers: a series must meet the process that knows it; pass --sessions 0, or one worker")
+    if args.sessions and args.model_process:
+        raise UserError("--model_process: a model apart does not know what /observe has seen; pass --sessions 0")
     sys.exit(serve(args))
 
 

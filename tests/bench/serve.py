@@ -4,10 +4,11 @@ Times our server beside mosec and LitServe (pip install -e '.[bench]') under the
 this machine, in one run; then overloads it, crowds it, feeds it slow and wrong requests and restarts it under load.
 Every server is asked on 127.0.0.1 and gets the same model and the same requests. The intent model has one torch thread
 in all of them; the photo model torch's default, one a core, but for ours: half of the cores, decoding wants the rest.
-Each peer batches by itself, 64 texts or 32 photos at most: mosec waits 10 ms for them (its default), LitServe 10 ms,
-through its fast queue. Prints what it does; with --json the last line is one JSON object, in which `skipped` says why a
-figure is null. Ratios are medians over rounds, in which the servers take turns; a timing during which the machine's
-host took over 5 % of its cores is repeated, twice at most. A run takes 15 to 25 minutes.
+Each server makes batches of 32 at most: mosec waits 10 ms for them (its default), LitServe 10 ms, through its fast
+queue. Ours speaks HTTP in the process that holds the model; in `throughput` also beside it (--model_process), as both
+peers always do: `in_server` marks the former there. Prints what it does; with --json the last line is one JSON object,
+in which `skipped` says why a figure is null. Ratios are medians over rounds, in which the servers take turns; a timing
+during which the machine's host took over 5 % of its cores is repeated, twice at most. A run takes 15 to 25 minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from common.cli import UserError, command_parser, number, run
 from common.model_slot import cores
 from tests.bench import scenarios, stress
 from tests.bench.launch import need_wrk
-from tests.bench.scenarios import INTENT_BATCH, PHOTO_BATCH, Bench
+from tests.bench.scenarios import BATCH, Bench
 
 SCENARIOS = {
     "throughput": scenarios.throughput,
@@ -108,7 +109,7 @@ def conditions(args: argparse.Namespace) -> dict:
         "versions": {name: installed(name) for name in ("torch", "numpy", "pillow", "mosec", "litserve")},
         "python": platform.python_version(),
         "torch_threads": {"intent": 1, "photo": cores(), "photo_ours": max(1, cores() // 2)},
-        "max_batch": {"intent": INTENT_BATCH, "photo": PHOTO_BATCH},
+        "max_batch": BATCH,
         "sizes": {name: getattr(args, name) for name in SIZES},
     }
 
