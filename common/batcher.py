@@ -70,7 +70,7 @@ class MicroBatcher:
         self._calls: deque[tuple[Callable, Future]] = deque()
         self._undecoded: deque[tuple[Callable, Job]] = deque()
         self._reserved = 0  # rows accepted and not yet through the model: being decoded, queued or in the forward pass
-        self.late_s, self._rested = 0.0, 0.0  # by which the event loop was late with clients it turned away, in all
+        self.late_s, self._rested = 0.0, 0.0  # by which the event loop was late with its answers, in all
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 

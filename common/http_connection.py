@@ -20,7 +20,7 @@ from common.http_wire import HttpError, Request, RequestParser, WireError
 from common.sockets import Transport
 
 LINGER_S = 1.0  # a client that gets its last answer may read it this long
-PROMPT_S = 0.003  # from the first of a turn's refusals until all are sent; what is more makes the model rest
+PROMPT_S = 0.004  # from the first of a turn's answers until all are sent; what is more makes the model rest
 PAUSE_BYTES = 65536  # pipelined bytes kept while an earlier answer is on its way
 
 
@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self.refusal: HttpError | None = None  # its answer, when that is known before the body
         self.job: Job | None = None
         self.req_id = self.trace = ""
-        self.unsent = b""  # see Refusals
+        self.unsent = b""  # see Outbox
         self.closing, self.writable, self.phase, self.expires = False, True, "", math.inf
 
     def connection_made(self, transport: Transport) -> None:
@@ -138,8 +138,10 @@ class Connection(asyncio.Protocol):
             head_only=request.method == "HEAD",
             content_type=reply.content_type,
         )
-        if self.refusal and keep_alive:
-            self.server.refusals.add(self, data)
+        # where decoding has threads, it is their clients' waking early that keeps them busy
+        batched = self.job and self.job.batch > 1 and not self.server.args.decode_threads
+        if keep_alive and (self.refusal or batched):
+            self.server.outbox.add(self, data)
         else:
             self.write(data)
         self.server.tally.count(self.endpoint, reply.status, self.server.loop)
@@ -196,8 +198,8 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
 
-class Refusals:
-    """Answers that are known from the head alone leave together, once all requests that have arrived are read.
+class Outbox:
+    """Answers that leave together, once all that has arrived is read: refusals, and those of one batch.
 
     Each one sent at once would wake its client, who then takes turns with this thread where cores are few.
     """

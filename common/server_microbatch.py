@@ -31,7 +31,7 @@ from common.batcher import MicroBatcher
 from common.canary import Canary
 from common.cli import UserError
 from common.endpoints import RETRY, Endpoint, error_reply, read_tokens, refusal
-from common.http_connection import LINGER_S, Connection, Refusals, phase_seconds
+from common.http_connection import LINGER_S, Connection, Outbox, phase_seconds
 from common.http_wire import HttpError, Request
 from common.metrics import Metrics
 from common.model_process import load_apart, model_settings, serve_model
@@ -66,7 +66,7 @@ class Server:
         self.phase_s = phase_seconds(args)
         self.draining, self.drain_start, self.reloading = False, 0.0, False
         self.connections: set[Connection] = set()
-        self.refusals = Refusals()
+        self.outbox = Outbox()
         self.jobs: set[Prediction] = set()  # accepted and not answered
         self.batcher = MicroBatcher(self._done, max_batch=args.max_batch, window_ms=args.window_ms, queue=args.queue)
         self.decoders = DecodePool(self.batcher, self._done, args.decode_threads)
