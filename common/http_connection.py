@@ -2,7 +2,7 @@
 
     sockets = Sockets(loop, lambda: Connection(server))
 
-`server` gives `args`, `limits`, `phase_s`, `loop`, `connections`, `jobs`, `tally`, `batcher`, `draining`; its
+`server` gives `args`, `limits`, `phase_s`, `loop`, `connections`, `outbox`, `jobs`, `tally`, `batcher`, `draining`; its
 `begin(connection, request)` says from the head alone where a request goes, or why it is refused. A page's reply is sent
 at once; a job's comes later, to `finish`. Everything here runs on the event loop. A client that closes its sending side
 counts as gone.
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
             return
         if whole:
             self._begin(whole[0])
-            self._handle(whole[1])
+            self._handle(b"" if self.refusal else data[whole[1] :])
             self._watch_time()
             return
         self.parser.feed(data)

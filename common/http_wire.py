@@ -88,8 +88,8 @@ class RequestParser:
         """Bytes received and not yet handed out."""
         return len(self._buffer)
 
-    def read_whole(self, data: bytes) -> tuple[Request, bytes] | None:
-        """(head, body) of the one request that `data` is, as most are; None: `feed` it.
+    def read_whole(self, data: bytes) -> tuple[Request, int] | None:
+        """(head, where the body begins) of the one request that `data` is, as most are; None: `feed` it.
 
         Only between two requests, with nothing buffered.
         """
@@ -99,7 +99,7 @@ class RequestParser:
         request, length, chunked = _read_head(data[:end], self.limits)
         if chunked or request.expects_continue or end + 4 + length != len(data):
             return None
-        return request, data[end + 4 :]
+        return request, end + 4
 
     def read_head(self) -> Request | None:
         buffer, limits = self._buffer, self.limits

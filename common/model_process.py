@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -103,21 +104,23 @@ class ModelProcess:
         self.model_id = model_id
         try:
             found = self._answer()
+            if found != model_id:
+                raise UserError(f"{self.ckpt}: now holds model {found}, wanted {model_id}; reload, once it is written")
         except OSError as error:
             self.close()
             raise UserError(f"the model's process ended before it had a model ({error}); see its words above") from None
-        if found != model_id:
-            raise UserError(f"{self.ckpt}: now holds model {found}, wanted {model_id}; reload, once it is written")
+        except Exception:
+            self.close()
+            raise
 
     def ask(self, method: str, *given: object) -> object:
         """What the model answers. Raises ModelError where it fails, twice where its process ends meanwhile."""
-        question = pickle.dumps((method, given), pickle.HIGHEST_PROTOCOL)
         with self.lock:
             for last in (False, True):
                 if self.process.poll() is not None:
                     self._start_again()
                 try:
-                    self.line.send_bytes(question)
+                    _send(self.line, (method, given))
                     return self._answer()
                 except OSError as error:
                     self.process.kill()  # whatever it is about, nobody hears of it
@@ -132,7 +135,7 @@ class ModelProcess:
         self.await_model(self.model_id)
 
     def _answer(self) -> object:
-        """Raises EOFError or another OSError where there is no process at the other end."""
+        """Raises what the model raised, and OSError where there is no process at the other end."""
         try:
             good, value = pickle.loads(self.line.recv_bytes())
         except EOFError as error:
@@ -156,16 +159,28 @@ def serve_model(load: Callable[[], object], args: argparse.Namespace, settings: 
     torch.set_num_threads(model_threads(args))
     if settings["ckpt"]:
         args.ckpt, args.model = settings["ckpt"], ""
+    threading.Thread(target=_leave_after, args=(os.getppid(),), daemon=True).start()
     good, model = _tried(load)
     gc.collect()
     gc.freeze()
-    answer = (good, model.model_id if good else model)
     with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            line.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+        _send(line, (good, model.model_id if good else model))
+        while good:
             method, given = pickle.loads(line.recv_bytes())
-            answer = _tried(getattr(model, method), *given)
-    return 0
+            _send(line, _tried(getattr(model, method), *given))
+    return 0 if good else 1
+
+
+def _send(line: Connection, value: object) -> None:
+    # not line.send: torch would have tensors sent as files of shared memory
+    line.send_bytes(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+
+
+def _leave_after(server: int) -> None:
+    """A model that is at work, or hangs, would not notice that nobody waits for it."""
+    while os.getppid() == server:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _tried(function: Callable, *given: object) -> tuple[bool, object]:

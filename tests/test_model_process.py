@@ -81,8 +81,11 @@ def test_a_process_that_cannot_start_again_fails_requests_until_it_can(operate):
     os.kill(lost, signal.SIGKILL)
     assert server.predict("1")[0] == 500
     assert f"{server.ckpt}: now holds model m2, wanted m1; reload, once it is written" in server.stderr()
+    assert server.predict("1")[0] == 500
+    server.ckpt.write_text("no model")
+    assert server.predict("1")[0] == 500
     server.ckpt.write_text('{"id": "m1", "gain": 2}')
-    assert server.predict("1")[0] == 200
+    assert server.predict("1")[2]["pred"] == 2.0
 
 
 def test_reload_starts_a_process_for_the_new_model(operate):
@@ -124,9 +127,12 @@ def test_sigterm_to_all_finishes_what_was_accepted(operate, tmp_path):
     assert gone(pid)
 
 
-def test_the_process_ends_with_a_server_that_is_killed(operate):
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_process_ends_with_a_server_that_is_killed(operate, tmp_path, busy):
     server = operate()
     pid = model_pid(server)
+    if busy:
+        blocked(server, tmp_path)
     server.process.kill()
     server.process.wait()
     wait_until(lambda: gone(pid), "nobody asks the model any more")

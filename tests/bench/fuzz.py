@@ -202,7 +202,7 @@ def read(pieces: list[bytes]) -> tuple[list, str, int]:
         for piece in pieces:
             fed += len(piece)
             if request is None and not parser.buffered and (whole := parser.read_whole(piece)):
-                requests.append(as_tuple(*whole))
+                requests.append(as_tuple(whole[0], piece[whole[1] :]))
                 taken = fed
                 continue
             parser.feed(piece)
