@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 log = logging.getLogger(__name__)
-REST, MOST_REST = 1.5, 0.25  # of the model for each second of `late_s`; the most, as a part of its work
+REST, MOST_REST = 1.5, 0.17  # of the model for each second of `late_s`; the most, as a part of its work
 
 
 class ModelError(Exception):
