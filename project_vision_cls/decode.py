@@ -103,8 +103,8 @@ def file_bytes(item: str | bytes) -> bytes:
     if isinstance(item, bytes):
         return item
     try:
-        text = item.partition(";base64,")[2] if ";" in item else item  # one letter is found far sooner than eight
-        return base64.b64decode(text or item, validate=True)
+        after = ";" in item and item.partition(";base64,")[2]  # one letter is found far sooner than eight
+        return base64.b64decode(after or item, validate=True)
     except ValueError as error:
         raise PhotoError(f"image_base64 is not base64: {error}") from error
 
