@@ -52,7 +52,11 @@ def load_apart(load: Callable[[], object], args: argparse.Namespace) -> Callable
 
     def load_both() -> Apart:
         process = ModelProcess(getattr(args, "ckpt", ""))  # loads at the same time
-        return Apart(load(), process)
+        try:
+            return Apart(load(), process)
+        except BaseException:
+            process.close()
+            raise
 
     return load_both
 
@@ -61,7 +65,7 @@ class Apart:
     """A predictor whose rows are predicted in a process of its own; all else is the predictor's."""
 
     def __init__(self, predictor: object, process: ModelProcess):
-        self.predictor, self.process = predictor, process
+        self.predictor, self.process, self.close = predictor, process, process.close
         process.await_model(predictor.model_id)
 
     def __getattr__(self, name: str) -> object:
@@ -97,7 +101,11 @@ class ModelProcess:
                 command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
             )
         self.line = Connection(ours.detach())
-        self.close = weakref.finalize(self, _end, self.line, self.process)
+        self._ended = weakref.finalize(self, _end, self.line, self.process)
+
+    def close(self) -> None:
+        """End it. It also ends when nobody knows it any more."""
+        self._ended()
 
     def await_model(self, model_id: str) -> None:
         """Until it is loaded. Raises UserError where it is another than `model_id`, and what else is wrong with it."""
@@ -107,11 +115,7 @@ class ModelProcess:
             if found != model_id:
                 raise UserError(f"{self.ckpt}: now holds model {found}, wanted {model_id}; reload, once it is written")
         except OSError as error:
-            self.close()
             raise UserError(f"the model's process ended before it had a model ({error}); see its words above") from None
-        except Exception:
-            self.close()
-            raise
 
     def ask(self, method: str, *given: object) -> object:
         """What the model answers. Raises ModelError where it fails, twice where its process ends meanwhile."""
@@ -132,7 +136,11 @@ class ModelProcess:
         log.error("the model's process ended with %d; it starts again", self.process.returncode)
         self.close()
         self._start()
-        self.await_model(self.model_id)
+        try:
+            self.await_model(self.model_id)
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> object:
         """Raises what the model raised, and OSError where there is no process at the other end."""

@@ -72,6 +72,7 @@ class ModelSlot:
         before = getattr(self.args, "ckpt", "")
         ckpt = wanted.get("ckpt") or served_file(self.args)
         self.check_sha256(ckpt, wanted.get("sha256"))
+        predictor = None
         try:
             predictor = self.load_from(ckpt)
             self.args.ckpt = ckpt
@@ -81,6 +82,8 @@ class ModelSlot:
             answer = self.batcher.call(lambda: self.warm_up(predictor)).result()
         except BaseException:
             self.args.ckpt = before
+            if hasattr(predictor, "close"):  # it has a process of its own
+                predictor.close()
             raise
         was = self.predictor.model_id
         self.predictor, self.example_answer = predictor, answer

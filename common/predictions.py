@@ -131,6 +131,7 @@ class DecodePool:
         yield_to_others(1)
         while (job := self._inbox.get()) is not None:
             self._decode(job)
+            del job  # with it goes a model that was replaced, and does not wait for this thread's next one
 
     def _decode(self, job: Prediction) -> None:
         """To the batcher with its rows, or to `done` where there is none that the model can take."""
