@@ -48,16 +48,8 @@ KINDS = {  # name: (type, help, upper bounds of a histogram)
     "arm_seconds": ("histogram", "In a rollout: time until an arm's own answer.", SECONDS),
     "rollout_share": ("gauge", "Part of the requests that the candidate gets, 0 to 1, of the lowest worker.", ()),
     "rollout_status": ("gauge", "Workers whose rollout has this status.", ()),
-    "process_resident_memory_bytes": (
-        "gauge",
-        "Resident memory of all workers, with their models' processes.",
-        (),
-    ),
-    "process_cpu_seconds_total": (
-        "counter",
-        "User and system CPU time of the same processes.",
-        (),
-    ),
+    "process_resident_memory_bytes": ("gauge", "Resident memory of all workers and their models' processes.", ()),
+    "process_cpu_seconds_total": ("counter", "User and system CPU time of the same processes.", ()),
     "process_start_time_seconds": ("gauge", "Unix time at which the oldest worker started.", ()),
 }
 WORST_OF = {"drift_effect": max, "drift_threshold": max, "drift_p_value": min, "accuracy_expected": min}
@@ -135,15 +127,11 @@ def answer_labels(path: str, predicts: bool, status: int) -> dict[str, str]:
 
 def resident_bytes() -> int:
     """Resident memory of this process; its peak where there is no /proc."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return usage_of(os.getpid())[1] or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def usage_of(pid: int) -> tuple[float, int]:
-    """CPU seconds and resident bytes of another process; zeros where it is gone, or where there is no /proc."""
+    """CPU seconds and resident bytes of a process; zeros where it is gone, or where there is no /proc."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()  # from the third on, see proc_pid_stat(5)

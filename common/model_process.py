@@ -34,6 +34,7 @@ from common.batcher import ModelError
 from common.cli import UserError
 from common.model_slot import model_threads
 from common.workers import SETTINGS as WORKER
+from common.workers import told_by
 
 log = logging.getLogger(__name__)
 SETTINGS = "ML_E2E_MODEL"  # environment variable: what the server tells the model's process, as JSON
@@ -41,8 +42,7 @@ SETTINGS = "ML_E2E_MODEL"  # environment variable: what the server tells the mod
 
 def model_settings() -> dict | None:
     """{"fd", "ckpt"} in a model's process, None elsewhere."""
-    text = os.environ.get(SETTINGS)
-    return json.loads(text) if text else None
+    return told_by(SETTINGS)
 
 
 def load_apart(load: Callable[[], object], args: argparse.Namespace) -> Callable[[], Apart]:

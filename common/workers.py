@@ -25,7 +25,12 @@ LINE_BYTES = 1 << 24  # the longest message: the metrics of all workers
 
 def worker_settings() -> dict | None:
     """{"fd", "port", "ckpt"} in a worker, None in a process that nobody supervises."""
-    text = os.environ.get(SETTINGS)
+    return told_by(SETTINGS)
+
+
+def told_by(variable: str) -> dict | None:
+    """What the process that started this one says in an environment variable, as JSON; None where it says nothing."""
+    text = os.environ.get(variable)
     return json.loads(text) if text else None
 
 
