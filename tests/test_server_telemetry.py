@@ -189,4 +189,5 @@ def test_the_latency_alarm_shows_in_the_answers(serve):
             alerts.append(json.loads(read_answer(stream)[2])["alert"])
     assert alerts[299] == []
     assert alerts[300:] == [["lat_p95"]] * 2  # three checks in a row, of 100 answers each
+    wait_until(lambda: "alarm {" in server.stderr(), "the monitor's thread has said so")
     assert server.stderr().count("alarm {") == 1
